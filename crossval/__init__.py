@@ -1,0 +1,1 @@
+"""The only place that sees both sides: cases, comparison, localisation, attribution."""

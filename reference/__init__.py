@@ -1,0 +1,1 @@
+"""The other engines, each behind one small protocol, and the plain oracle."""

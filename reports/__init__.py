@@ -1,0 +1,1 @@
+"""Receipts in; pictures, tables and pages out."""
