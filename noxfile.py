@@ -1,0 +1,135 @@
+"""Every task of the project: `nox -l` lists them, `nox -s NAME` runs one and sets up all that it needs.
+
+Versions live in pyproject.toml and requirements.lock. An environment is installed once and installed again only
+when one of the two, or the interpreter, changed; so a warm start costs a second or two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2026.7.11"  # CommandFailed knows its return code
+nox.options.sessions = ["lint", "typing", "tests", "crossval"]
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+REFERENCE_UNAVAILABLE = 4  # the exit code of a run that could not conclude anything
+
+
+@nox.session
+def crossval(session: nox.Session) -> None:
+    """Climb the ladder against live references; write ci/inference.json and build/crossval/."""
+    try:
+        install(session)
+    except CommandFailed:
+        sys.exit(REFERENCE_UNAVAILABLE)  # the index or the network failed, not the comparison
+    use_llama_cpp(session)
+    run_and_exit(session, "crossval", "run", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
+    install(session, "test")
+    use_llama_cpp(session)
+    everything = ("-m", "", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    session.run("python", "-m", "pytest", *(session.posargs or everything))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the style and the formatting."""
+    install(session, "lint", project=False)
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types, strictly."""
+    install(session, "typing")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure the engine and llama.cpp side by side, in one run."""
+    install(session)
+    use_llama_cpp(session)
+    run_and_exit(session, "crossval", "bench", *session.posargs)
+
+
+@nox.session(default=False)
+def fixtures(session: nox.Session) -> None:
+    """Rebuild the fixture models from nothing: text, training, every file."""
+    install(session, "train")
+    session.run("python", "-m", "fixtures.build", *session.posargs)
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """Build the wheel and the sdist into dist/ and check what the wheel holds."""
+    install(session, "test", project=False)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist")
+    session.run("python", "-m", "pytest", "-m", "", "tests/test_wheel.py", *session.posargs)
+
+
+def install(session: nox.Session, *groups: str, project: bool = True) -> None:
+    """Install dependency groups, and the project in place, under the lock."""
+    packages = nox.project.dependency_groups(PYPROJECT, *groups)
+    if project:
+        packages += ("--editable", ".")
+        session.env["NUMBA_CACHE_DIR"] = str(session.cache_dir / "numba" / kernels_key())
+    install_once(session, "packages", *packages)
+
+
+def install_once(session: nox.Session, name: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run pip unless it did the same here before, from the same pyproject.toml and requirements.lock."""
+    key = hashlib.sha256("\n".join((sys.version, *arguments)).encode())
+    for file in ("pyproject.toml", "requirements.lock"):
+        key.update((ROOT / file).read_bytes())
+    stamp = Path(session.virtualenv.location) / f"{name}.installed"
+    if not stamp.exists() or stamp.read_text() != key.hexdigest():
+        session.install("--constraint", "requirements.lock", *arguments, env=env)
+        stamp.write_text(key.hexdigest())
+
+
+def kernels_key() -> str:
+    """Of the compiled kernels: numba notices when a kernel's own file changed, but not a file it calls into."""
+    sources = (path.read_bytes() for path in sorted(ROOT.glob("bitnet/**/*.py")))
+    return hashlib.sha256(b"".join(source for source in sources if b"numba" in source)).hexdigest()[:16]
+
+
+def use_llama_cpp(session: nox.Session) -> None:
+    """Make llama.cpp importable: its Python package here, its library built once into the user's cache.
+
+    Without a compiler this warns and goes on: the lanes against llama.cpp then say that they could not run.
+    A library of the user's own, named by LLAMA_CPP_LIB_PATH, is taken as it is.
+    """
+    python_only = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
+    extra = PYPROJECT["project"]["optional-dependencies"]["llama-cpp"]
+    try:
+        # pip would keep this wheel without a library and hand it to the user's other projects: hence no cache.
+        install_once(session, "llama-cpp", "--no-cache-dir", *extra, env=python_only)
+        if not session.env.get("LLAMA_CPP_LIB_PATH"):
+            # Its progress goes to stderr and is shown; the last line of stdout is the folder.
+            answer = session.run("python", "-m", "reference.llama_cpp_build", silent=True, stderr=None, log=False)
+            session.env["LLAMA_CPP_LIB_PATH"] = str(answer).strip().split("\n")[-1]
+    except CommandFailed:
+        session.warn("llama.cpp could not be set up (see above): what is compared with it will be `unsupported`.")
+
+
+def run_and_exit(session: nox.Session, *arguments: str) -> None:
+    """Run a command of the project; where nox would turn any failure into 1, leave with the command's own code."""
+    try:
+        session.run("python", "-m", *arguments)
+    except CommandFailed as failure:
+        sys.exit(failure.return_code)

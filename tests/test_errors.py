@@ -1,0 +1,80 @@
+"""Errors say what, where and what to do, and carry the exit code of the command line."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from bitnet import errors
+from bitnet.errors import BitNetError, GGUFError, ModelFileError, ResourceLimitError, TokenizerError, UsageError
+
+ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, BitNetError)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BitNetError, 1),
+        (UsageError, 2),
+        (ModelFileError, 3),
+        (GGUFError, 3),
+        (TokenizerError, 3),
+        (ResourceLimitError, 6),
+    ],
+)
+def test_exit_codes_are_those_of_the_design(error, code):
+    assert error.exit_code == code
+
+
+def test_every_error_has_an_exit_code_of_the_design_and_a_description():
+    assert len(ALL) >= 6
+    for error in ALL:
+        assert error.exit_code in {1, 2, 3, 4, 5, 6}, error
+        assert error.__doc__, error
+
+
+def test_the_message_holds_what_where_and_the_remedy():
+    error = UsageError("seed is −1", where="GenerationConfig", remedy="0 or more")
+    assert str(error) == "GenerationConfig: seed is −1\n  hint: 0 or more"
+    assert (error.what, error.where, error.remedy) == ("seed is −1", "GenerationConfig", "0 or more")
+
+
+def test_where_and_remedy_may_be_absent():
+    assert str(BitNetError("it broke")) == "it broke"
+    assert str(BitNetError("it broke", where="here")) == "here: it broke"
+    assert str(BitNetError("it broke", remedy="mend it")) == "it broke\n  hint: mend it"
+
+
+def test_where_may_be_a_path():
+    assert BitNetError("is empty", where=Path("models") / "a.gguf").where == str(Path("models/a.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("places", "head"),
+    [
+        ({}, "a.gguf: is cut short"),
+        ({"offset": 24}, "a.gguf at byte 24: is cut short"),
+        ({"field": "general.name"}, "a.gguf (general.name): is cut short"),
+        ({"field": "general.name", "offset": 0}, "a.gguf at byte 0 (general.name): is cut short"),
+    ],
+)
+def test_a_gguf_error_names_the_file_the_byte_and_the_field(places, head):
+    error = GGUFError("is cut short", path=Path("a.gguf"), remedy="fetch it again", **places)
+    assert str(error) == f"{head}\n  hint: fetch it again"
+    assert error.path == "a.gguf"
+    assert error.reason == error.what == "is cut short"
+    assert error.field == places.get("field")
+    assert error.offset == places.get("offset")
+
+
+def test_one_except_clause_catches_them_all():
+    with pytest.raises(BitNetError):
+        raise GGUFError("x", path="a.gguf")
+    assert issubclass(TokenizerError, ModelFileError)
+
+
+@pytest.mark.parametrize("error", [UsageError("what", where="where", remedy="remedy"), BitNetError("what")])
+def test_an_error_survives_the_way_between_processes(error):
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as test workers and process pools send it
