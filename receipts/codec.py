@@ -146,7 +146,8 @@ def _decode_record(record: Anything, value: dict[str, Any], path: str) -> Anythi
 
 
 def _scalar(hint: Anything, value: Anything, path: str) -> Anything:
-    """A scalar of type `hint` as the JSON type that stands for it."""
+    """A scalar of type `hint` as the JSON type that stands for it. Scalars of numpy are taken for Python's."""
+    value = plain(value)
     origin: Anything = get_origin(hint)
     if origin is Literal:
         choices = get_args(hint)
@@ -181,6 +182,11 @@ def _scalar(hint: Anything, value: Anything, path: str) -> Anything:
             raise ReceiptError(f"{real} is not a finite number", path=path)
         return real + 0.0  # −0 and 0 have one canonical form, so they are one value
     raise TypeError(f"no codec for {hint!r} at {path!r}")
+
+
+def plain(value: Anything) -> Anything:
+    """A numpy scalar as Python's own; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _from_scalar(hint: Anything, value: Anything) -> Anything:

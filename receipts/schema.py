@@ -145,7 +145,8 @@ def _validator(definition: str) -> Any:  # noqa: ANN401  # jsonschema's validato
 def problems(data: Anything, *, definition: str = "Receipt", limit: int = 100) -> list[ReceiptError]:
     """Every breach of the schema in `data`, at most `limit`, in the order of their paths."""
     found = []
-    for error in _validator(definition).iter_errors(data):
+    for breach in _validator(definition).iter_errors(data):
+        error = breach.context[0] if breach.context else breach  # the first arm of an anyOf is the rule itself
         found.append(ReceiptError(error.message[:300], path=_path(error.absolute_path)))
         if len(found) >= limit:
             break
