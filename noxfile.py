@@ -17,6 +17,7 @@ from nox.command import CommandFailed
 nox.needs_version = ">=2026.7.11"  # CommandFailed knows its return code
 nox.options.sessions = ["lint", "typing", "tests", "crossval"]
 nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether or not uv is about
 
 ROOT = Path(__file__).parent
 PYPROJECT = nox.project.load_toml("pyproject.toml")
