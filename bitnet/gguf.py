@@ -1,0 +1,195 @@
+"""GGUF files: opened by mapping, checked before anything is believed, never copied.
+
+`read` parses the header and verifies where every tensor lies; tensor data is paged in when `GGUF.raw` is used.
+`write` makes files that `read` accepts, and leaves the old file in place until the new one is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.errors import GGUFError, ModelFileError
+from bitnet.gguf_header import parse
+from bitnet.gguf_layout import place
+from bitnet.gguf_types import GGMLType, StringArray, TensorData, TensorInfo, TypedArray, ValueType
+from bitnet.gguf_write import write
+
+__all__ = [
+    "GGUF",
+    "GGMLType",
+    "GGUFError",
+    "StringArray",
+    "TensorData",
+    "TensorInfo",
+    "TypedArray",
+    "ValueType",
+    "read",
+    "write",
+]
+
+T = TypeVar("T")
+D = TypeVar("D")
+_REQUIRED: Any = object()  # tells a missing default from None
+_HASH_CHUNK = 16 << 20  # bytes
+
+
+class GGUF:
+    """An open file: what its header says, and views of its tensors.
+
+    Attributes:
+        path: As given.
+        version: Of the format, 2 or 3.
+        alignment: Of tensors, bytes.
+        metadata: Value of every key: str, bool, int, float, numpy arrays of numbers, `StringArray` for strings
+            (tokens are bytes), `TypedArray` for arrays of arrays.
+        types: Type of every key.
+        tensors: By name, in the file's order.
+        notices: What is odd but harmless: gaps, trailing bytes, padding that is not zero, types read by their size.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap, identity: tuple[int, ...]) -> None:
+        header = parse(data, str(path))
+        tensors, notices = place(header, data, str(path))
+        self.path = path
+        self.version = header.version
+        self.alignment = header.alignment
+        self.metadata: Mapping[str, Any] = MappingProxyType(header.metadata)
+        self.types: Mapping[str, ValueType] = MappingProxyType(header.types)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.notices = notices
+        self._data = np.frombuffer(data, np.uint8)
+        self._identity = identity
+        self._sha256: str | None = None
+
+    def __repr__(self) -> str:
+        return f"GGUF({str(self.path)!r}, {len(self.metadata)} keys, {len(self.tensors)} tensors)"
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return len(self._data)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor: a read-only view of the mapping, exactly `n_bytes` long.
+
+        Raises:
+            GGUFError: There is no such tensor, or the file was changed after it was opened.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise GGUFError("there is no such tensor", path=self.path, field=f"tensor {name}")
+        self._check_unchanged()
+        return self._data[info.offset : info.offset + info.n_bytes]
+
+    @overload
+    def get(self, key: str, expected: type[T]) -> T: ...
+    @overload
+    def get(self, key: str, expected: ValueType) -> Any: ...  # noqa: ANN401  # the caller names the type at run time
+    @overload
+    def get(self, key: str, expected: type[T], default: D) -> T | D: ...
+    @overload
+    def get(self, key: str, expected: ValueType, default: Any) -> Any: ...  # noqa: ANN401  # as above
+    def get(self, key: str, expected: type[Any] | ValueType, default: Any = _REQUIRED) -> Any:
+        """A value of the type that its user needs.
+
+        Args:
+            key: Its name.
+            expected: A Python type (str, bool, int, float, list, `StringArray`, numpy.ndarray), or the exact
+                `ValueType`. An int is any of the integer types; a list is any array, made one.
+            default: Taken when the key is missing; without it, the key is required.
+
+        Raises:
+            GGUFError: The key is missing or of another type.
+        """
+        if key not in self.metadata:
+            if default is _REQUIRED:
+                raise GGUFError(
+                    "a required key is missing",
+                    path=self.path,
+                    field=key,
+                    remedy="the file is incomplete or was made for another engine; convert it again",
+                )
+            return default
+        value, type_ = self.metadata[key], self.types[key]
+        if isinstance(expected, ValueType):
+            if type_ is expected:
+                return value
+        elif expected is list and type_ is ValueType.ARRAY:
+            return value.tolist() if hasattr(value, "tolist") else list(value)
+        elif isinstance(value, expected) and isinstance(value, bool) == (expected is bool):
+            return value
+        wanted = expected.name if isinstance(expected, ValueType) else expected.__name__
+        raise GGUFError(
+            f"is of type {type_.name}, but {wanted} is due",
+            path=self.path,
+            field=key,
+            remedy="the file was converted wrongly; convert it again",
+        )
+
+    def sha256(self) -> str:
+        """Digest of the whole file, in hexadecimal; read once, then kept."""
+        if self._sha256 is None:
+            self._check_unchanged()
+            digest = hashlib.sha256()
+            for begin in range(0, len(self._data), _HASH_CHUNK):
+                digest.update(self._data[begin : begin + _HASH_CHUNK].data)
+            self._check_unchanged()
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+    def _check_unchanged(self) -> None:
+        """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
+        try:
+            now = _identity(self.path.stat())
+        except OSError:
+            return
+        if now[:2] == self._identity[:2] and now != self._identity:
+            raise GGUFError(
+                "the file was changed after it was opened",
+                path=self.path,
+                remedy="open it again; replace model files by renaming, not by writing over them",
+            )
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read(path: str | PathLike[str]) -> GGUF:
+    """Open a GGUF file: parse and check its header, map its tensors.
+
+    Raises:
+        ModelFileError: There is no such file, or it cannot be read.
+        GGUFError: A rule of the format is broken; file, field and offset are named.
+        ResourceLimitError: The header is larger than any model's.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelFileError("is a directory", where=path, remedy="give the path of a .gguf file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelFileError("is not a regular file", where=path, remedy="give the path of a .gguf file")
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                raise GGUFError("the file is empty", path=path, offset=0, remedy="download or convert it again")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise ModelFileError("there is no such file", where=path, remedy="check the path") from None
+    except PermissionError:
+        raise ModelFileError("may not be read by this user", where=path, remedy="check its permissions") from None
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"cannot be opened: {error}", where=path, remedy="check the path and the disk") from None
+    return GGUF(path, data, _identity(status))
