@@ -1,0 +1,148 @@
+"""What every weight format shares: the ternary record, the codec record, and the checks on sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.errors import ModelFileError, UsageError
+from bitnet.gguf_types import BLOCKS, SCALE_TAIL, GGMLType, tensor_bytes
+
+Raw = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+Trits = NDArray[np.int8]
+
+BLOCK_SCALE = 256  # elements that share a scale in TQ1_0 and TQ2_0
+_CHUNK = 1 << 18  # weights worked on at a time: temporaries stay in the second-level cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ternary:
+    """A ternary matrix, unpacked: weight = trit × scale, or trit × the scale of its block.
+
+    Attributes:
+        trits: [n_row, n_col] int8, each −1, 0 or +1.
+        scale: Of the whole matrix, or None.
+        block_scale: [n_row, n_col / 256] f32, or None.
+    """
+
+    trits: Trits
+    scale: float | None = None
+    block_scale: Float32 | None = None
+
+    def dense(self) -> Float32:
+        """The weights, [n_row, n_col] f32."""
+        weights = self.trits.astype(np.float32)
+        if self.scale is not None:
+            weights *= np.float32(self.scale)
+        if self.block_scale is not None:
+            blocks = weights.reshape(len(weights), -1, BLOCK_SCALE)
+            blocks *= self.block_scale[..., None]
+        return weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """One weight format.
+
+    Attributes:
+        type: Its number in the container.
+        decode: (raw bytes, shape) → weights of that shape, f32.
+        encode: weights [n_row, n_col] f32, or a `Ternary` for the ternary formats → bytes.
+        unpack: Ternary formats: (raw bytes, shape, rows) → `Ternary` of those rows.
+    """
+
+    type: GGMLType
+    decode: Callable[[Raw, Sequence[int]], Float32]
+    encode: Callable[[Float32 | Ternary], Raw]
+    unpack: Callable[[Raw, Sequence[int], slice | None], Ternary] | None = None
+
+    @property
+    def ternary(self) -> bool:
+        """Whether weights are trits times a scale."""
+        return self.unpack is not None
+
+    @property
+    def block(self) -> int:
+        """What the length of a row must be a multiple of."""
+        return BLOCKS[self.type][0]
+
+    def n_bytes(self, shape: Sequence[int]) -> int:
+        """Size in a file. Raises `UsageError` where rows are not whole blocks."""
+        matrix_shape(self.type, shape)
+        return tensor_bytes(self.type, shape)
+
+
+def matrix_shape(type_: GGMLType, shape: Sequence[int]) -> tuple[int, int]:
+    """(n_row, n_col) of a shape, slowest first. Raises `UsageError` where rows are not whole blocks."""
+    block = BLOCKS[type_][0]
+    if not shape or min(shape) < 1 or shape[-1] % block:
+        raise UsageError(
+            f"shape {list(shape)} does not suit {type_.name}",
+            remedy=f"dimensions must be positive, and rows a multiple of {block}",
+        )
+    return math.prod(shape[:-1]), shape[-1]
+
+
+def matrix_rows(type_: GGMLType, raw: Raw, shape: Sequence[int], rows: slice | None = None) -> Raw:
+    """The bytes of some rows, [rows, bytes of a row], without copying.
+
+    Raises:
+        ModelFileError: `raw` is not as long as the type and the shape ask for.
+        UsageError: The shape does not suit the type, or `rows` has a step.
+    """
+    n_row, n_col = matrix_shape(type_, shape)
+    due = tensor_bytes(type_, shape)
+    flat = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+    if len(flat) != due:
+        tail = type_ is GGMLType.I2_S and len(flat) == due - SCALE_TAIL
+        raise ModelFileError(
+            f"{type_.name} of shape {list(shape)} takes {due} bytes, not {len(flat)}"
+            + ("; its scale is missing" if tail else ""),
+            remedy="the file is damaged or was packed by another engine; convert it again",
+        )
+    if rows is not None and rows.step not in (None, 1):
+        raise UsageError(f"rows are {rows}", remedy="give a slice without a step")
+    block, size = BLOCKS[type_]
+    row_bytes = n_col // block * size
+    return flat[: n_row * row_bytes].reshape(n_row, row_bytes)[rows or slice(None)]
+
+
+def chunks(n_row: int, n_col: int) -> Iterator[slice]:
+    """Rows in groups of about a quarter of a million weights."""
+    step = max(1, _CHUNK // n_col)
+    for begin in range(0, n_row, step):
+        yield slice(begin, min(begin + step, n_row))
+
+
+def check_trits(trits: Trits, block: int) -> Trits:
+    """As contiguous int8 [n_row, n_col]. Raises `UsageError` for any other value, shape or type."""
+    if trits.ndim != 2 or trits.dtype != np.int8 or 0 in trits.shape or trits.shape[1] % block:
+        raise UsageError(
+            f"trits are {trits.dtype} {list(trits.shape)}",
+            remedy=f"give int8 [n_row, n_col], n_col a multiple of {block}",
+        )
+    if trits.min() < -1 or trits.max() > 1:
+        raise UsageError("trits hold values other than -1, 0 and 1", remedy="quantise the weights first")
+    return np.ascontiguousarray(trits)
+
+
+def check_finite(values: Float32) -> Float32:
+    """As contiguous f32 [n_row, n_col]. Raises `UsageError` where a weight is NaN or infinite."""
+    weights = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(weights).all():
+        raise UsageError("weights hold NaN or infinity", remedy="look for the fault where they were made")
+    return weights.reshape(-1, weights.shape[-1])
+
+
+def to_float16(values: Float32, what: str) -> NDArray[np.float16]:
+    """Rounded to float16. Raises `UsageError` where that overflows."""
+    with np.errstate(over="ignore"):
+        halves = values.astype("<f2")
+    if np.isinf(halves).any() and not np.isinf(values).any():
+        raise UsageError(f"{what} of {np.abs(values).max():g} is too large for float16", remedy="use F32 or BF16")
+    return halves
