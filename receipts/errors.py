@@ -41,5 +41,3 @@ class MissingReceiptError(ReceiptError):
 
 class ReceiptLimitError(ReceiptError):
     """A receipt is larger, deeper or longer than any honest one; nothing of it was kept."""
-
-    exit_code = 6

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,10 +25,10 @@ from receipts.record import (
 from receipts.subject import Environment, Identity, Model, TokenizerRecord
 
 #: Words that mark a kernel of a GPU, in its id or its instruction set.
-GPU_WORDS = ("cuda", "gpu", "cupy", "hip", "rocm", "metal", "vulkan", "sycl", "opencl", "tensor_core", "sm_", "ptx")
+_GPU = re.compile(r"(?<![a-z])(cuda|gpu|cupy|hip|rocm|metal|vulkan|sycl|opencl|ptx|sm_?\d)", re.IGNORECASE)
 #: Words that mark a kernel that computes nothing.
-EMPTY_WORDS = ("mock", "placeholder", "dummy", "stub", "fake", "simulat", "noop", "no_op")
-#: A name of one of these is the engine, where a reference's key could stand.
+_EMPTY = re.compile(r"mock|placeholder|dummy|stub|fake|simulat|no_?op(?![a-z])", re.IGNORECASE)
+#: The engine's name where a reference's key could stand.
 ENGINE = "bitnet"
 
 
@@ -105,12 +106,12 @@ def backend(ledger: Sequence[Ledger]) -> Literal["cpu", "cuda", "none"]:
 
 def is_gpu(name: str) -> bool:
     """Whether a kernel id or an instruction set is a GPU's."""
-    return any(word in name.lower() for word in GPU_WORDS)
+    return _GPU.search(name) is not None
 
 
 def is_empty(kernel: str) -> bool:
     """Whether a kernel's id says that it computes nothing."""
-    return any(word in kernel.lower() for word in EMPTY_WORDS)
+    return _EMPTY.search(kernel) is not None
 
 
 def same_bits(determinism: Determinism) -> bool:

@@ -1,0 +1,109 @@
+"""The gate: does a receipt, true or not, say what a CI job asks for?
+
+Strict, and the only policy so far: every required lane passed with all its required rungs, or deviates
+exactly as declared beforehand and proven again; there is one; nothing else that was measured failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from receipts.lanes import Lane
+from receipts.record import Receipt
+
+GateOutcome = Literal["pass", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One demand of the gate.
+
+    Attributes:
+        name: `gate.lane.<name>`, or another demand's.
+        path: Where in the receipt.
+        outcome: Whether it is met.
+        why: One sentence.
+    """
+
+    name: str
+    path: str
+    outcome: GateOutcome
+    why: str
+
+
+def gate(receipt: Receipt) -> tuple[GateResult, ...]:
+    """Every demand with its outcome. The gate passes when all of them pass."""
+    return tuple(_demands(receipt))
+
+
+def _demands(receipt: Receipt) -> Iterator[GateResult]:
+    required = [(i, lane) for i, lane in enumerate(receipt.lanes) if lane.required]
+    yield _result(
+        "gate.required",
+        "lanes",
+        met=bool(required),
+        why=f"{len(required)} of {len(receipt.lanes)} lanes are required"
+        if required
+        else "no lane is required, so nothing is shown",
+    )
+    for i, lane in required:
+        met, why = _lane(lane)
+        yield _result(f"gate.lane.{lane.name}", f"lanes[{i}]", met=met, why=why)
+    for i, lane in enumerate(receipt.lanes):
+        stale = lane.known_deviation is not None and not lane.deviates_as_declared
+        if stale and not lane.required:
+            yield _result(f"gate.lane.{lane.name}", f"lanes[{i}].known_deviation", met=False, why=_stale(lane))
+    yield _result(
+        "gate.compute_path",
+        "compute_path",
+        met=receipt.compute_path == "real",
+        why=f"compute_path is {receipt.compute_path!r}",
+    )
+    failed = [f"{row.kernel} on {row.weight_type}" for row in receipt.accuracy if not row.passed]
+    yield _result(
+        "gate.accuracy",
+        "accuracy",
+        met=not failed,
+        why=f"over the limit: {', '.join(failed)}" if failed else f"{len(receipt.accuracy)} kernels within limits",
+    )
+    unequal = [row.what for row in receipt.determinism if not row.equal]
+    yield _result(
+        "gate.determinism",
+        "determinism",
+        met=not unequal,
+        why=f"not the same bits: {', '.join(unequal)}" if unequal else f"{len(receipt.determinism)} trials, all equal",
+    )
+    yield _result(
+        "gate.corrections",
+        "corrections",
+        met=not receipt.corrections,
+        why=f"{len(receipt.corrections)} corrections to the model" if receipt.corrections else "the model is as it is",
+    )
+
+
+def _lane(lane: Lane) -> tuple[bool, str]:
+    """Whether a required lane meets the gate, and why."""
+    if lane.known_deviation is not None:
+        return lane.deviates_as_declared, (
+            f"deviates as declared and proven: {lane.known_deviation.reason}"
+            if lane.deviates_as_declared
+            else _stale(lane)
+        )
+    outcomes = {rung.name: rung.outcome for rung in lane.rungs}
+    for name in lane.required_rungs:
+        if outcomes.get(name) != "pass":
+            return False, f"required rung {name} is {outcomes.get(name, 'absent')}"
+    if lane.outcome != "pass":
+        return False, f"the lane is {lane.outcome}"
+    return True, f"climbed to {lane.climbed or 'nothing'}"
+
+
+def _stale(lane: Lane) -> str:
+    name = lane.known_deviation.name if lane.known_deviation else ""
+    return f"the known deviation {name!r} was not found again; remove the declaration if it is mended"
+
+
+def _result(name: str, path: str, *, met: bool, why: str) -> GateResult:
+    return GateResult(name=name, path=path, outcome="pass" if met else "fail", why=why)
