@@ -1,0 +1,41 @@
+"""How kernels are compiled: interpreter lock released, strict float arithmetic, cached on disk where possible."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels, or None where nothing can be written.
+
+    numba notices a changed module, not a changed import of it, so the folder is named by the hash of all kernels.
+    NUMBA_CACHE_DIR, if set, takes the place of the user's cache folder.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    base = os.environ.get("NUMBA_CACHE_DIR") or str(Path(platformdirs.user_cache_dir("bitnet-crossval")) / "numba")
+    folder = Path(base) / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compile a kernel on first use."""
+    import numba
+
+    folder = cache_folder()
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", boundscheck=False)(function)

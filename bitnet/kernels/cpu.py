@@ -1,0 +1,317 @@
+"""The CPU kernels: plain loops over typed, flat, contiguous arrays, output last.
+
+Every kernel that splits its work takes a half-open range of output rows (or heads) and writes nothing else, so a sum
+never depends on how many threads shared it, nor on how many tokens were in the batch. No fast-math anywhere. Matrix
+layouts are those of `bitnet.weights`; activations those of `bitnet.kernels.activations`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from bitnet.kernels import simd
+from bitnet.kernels.compile import kernel
+
+_inline = numba.njit(error_model="numpy")
+_f32 = np.float32
+
+
+# --- quantisers: x [n_token, n] -> integers and scales -------------------------------------------------------------
+
+
+@kernel
+def quantise_int8_token(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba infers
+    """BitNet's own: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
+    for t in range(x.shape[0]):
+        largest = 1e-5
+        for i in range(x.shape[1]):
+            largest = max(largest, abs(np.float64(x[t, i])))
+        s = _f32(127.0 / largest)
+        acc = 0
+        for i in range(x.shape[1]):
+            v = simd.round_even(_f32(x[t, i] * s))
+            code = np.int8(min(max(v, _f32(-128.0)), _f32(127.0)))
+            q[t, i] = code
+            acc += code
+        scale[t] = s
+        total[t] = acc
+
+
+@kernel
+def quantise_q8_k(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba infers
+    """ggml's Q8_K: blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
+    for t in range(x.shape[0]):
+        for b in range(x.shape[1] // 256):
+            largest = _f32(0.0)
+            signed = _f32(0.0)
+            for i in range(256 * b, 256 * b + 256):
+                if abs(x[t, i]) > largest:
+                    largest = abs(x[t, i])
+                    signed = x[t, i]
+            acc = 0
+            if largest == _f32(0.0):
+                scale[t, b] = _f32(0.0)
+                for i in range(256 * b, 256 * b + 256):
+                    q[t, i] = 0
+            else:
+                inverse = _f32(_f32(-127.0) / signed)
+                for i in range(256 * b, 256 * b + 256):
+                    code = np.int8(min(simd.round_even(_f32(inverse * x[t, i])), _f32(127.0)))
+                    q[t, i] = code
+                    acc += code
+                scale[t, b] = _f32(_f32(1.0) / inverse)
+            total[t, b] = acc
+
+
+@kernel
+def quantise_q8_0(x, q, scale):  # type: ignore[no-untyped-def]  # numba infers
+    """ggml's Q8_0: blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
+    for t in range(x.shape[0]):
+        for b in range(x.shape[1] // 32):
+            largest = _f32(0.0)
+            for i in range(32 * b, 32 * b + 32):
+                largest = max(largest, abs(x[t, i]))
+            inverse = _f32(0.0) if largest == _f32(0.0) else _f32(_f32(127.0) / largest)
+            for i in range(32 * b, 32 * b + 32):
+                q[t, i] = np.int8(simd.round_even(_f32(x[t, i] * inverse)))
+            scale[t, b] = simd.round_f16(_f32(largest / _f32(127.0)))
+
+
+# --- matrix × activations: rows [row, end) of out [n_token, n_row] --------------------------------------------------
+
+
+@kernel
+def ternary_int8_token(codes, q, total, scale, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
+    n = q.shape[1]
+    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
+    for r in range(row, end):
+        for t in range(q.shape[0]):
+            acc = simd.zero_i32()
+            for b in range(n // 128):
+                acc = simd.add_ternary128(acc, flat_codes, (r * n) // 4 + 32 * b, flat_q, t * n + 128 * b)
+            out[t, r] = _f32(_f32(simd.sum_i32(acc) - total[t]) / scale[t]) * tensor_scale
+
+
+@kernel
+def ternary_sums(codes, q, total, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """The integer sums alone, int32 (for the comparison of integers)."""
+    n = q.shape[1]
+    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
+    for r in range(row, end):
+        for t in range(q.shape[0]):
+            acc = simd.zero_i32()
+            for b in range(n // 128):
+                acc = simd.add_ternary128(acc, flat_codes, (r * n) // 4 + 32 * b, flat_q, t * n + 128 * b)
+            out[t, r] = simd.sum_i32(acc) - total[t]
+
+
+@kernel
+def ternary_blocks(codes, block_scale, q, total, scale, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Blocks of 256: exact integer sums a block, weighted by both block scales, added in float64, × tensor scale."""
+    n = q.shape[1]
+    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
+    for r in range(row, end):
+        for t in range(q.shape[0]):
+            y = 0.0
+            for b in range(n // 256):
+                acc = simd.zero_i32()
+                for half in range(2):
+                    at = 256 * b + 128 * half
+                    acc = simd.add_ternary128(acc, flat_codes, (r * n + at) // 4, flat_q, t * n + at)
+                weight = np.float64(block_scale[r, b]) * np.float64(scale[t, b])
+                y += weight * np.float64(simd.sum_i32(acc) - total[t, b])
+            out[t, r] = _f32(y) * tensor_scale
+
+
+@kernel
+def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Blocks of 32 int8 × int8, weighted by both block scales, added in float64."""
+    n = q.shape[1]
+    flat_weight, flat_q = weight.reshape(-1), q.reshape(-1)
+    for r in range(row, end):
+        for t in range(q.shape[0]):
+            y = 0.0
+            for b in range(n // 32):
+                acc = simd.zero_i32()
+                acc = simd.add_int8(acc, flat_weight, r * n + 32 * b, flat_q, t * n + 32 * b)
+                acc = simd.add_int8(acc, flat_weight, r * n + 32 * b + 16, flat_q, t * n + 32 * b + 16)
+                y += np.float64(weight_scale[r, b]) * np.float64(scale[t, b]) * np.float64(simd.sum_i32(acc))
+            out[t, r] = _f32(y)
+
+
+@kernel
+def dense(weight, x, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Float rows · float32 activations; n a multiple of 16. Element types as in `simd.load`."""
+    n = x.shape[1]
+    flat_weight, flat_x = weight.reshape(-1), x.reshape(-1)
+    for r in range(row, end):
+        for t in range(x.shape[0]):
+            acc = simd.zero_f32()
+            for i in range(0, n, 16):
+                acc = simd.fma_f32(simd.load(flat_weight, r * n + i), simd.load(flat_x, t * n + i), acc)
+            out[t, r] = simd.sum_f32(acc)
+
+
+@kernel
+def ternary_float(codes, block_scale, x, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Trits · float activations: a row is unpacked once and used for every token; block_scale [n_row, n / 256]."""
+    n = x.shape[1]
+    flat_x = x.reshape(-1)
+    weight = np.empty(n, np.float32)
+    for r in range(row, end):
+        for i in range(n):
+            block, within = divmod(i, 128)
+            code = (codes[r, 32 * block + within % 32] >> (6 - 2 * (within // 32))) & 3
+            weight[i] = _f32(np.int32(code) - 1) * block_scale[r, i // 256]
+        for t in range(x.shape[0]):
+            acc = simd.zero_f32()
+            for i in range(0, n, 16):
+                acc = simd.fma_f32(simd.load(weight, i), simd.load(flat_x, t * n + i), acc)
+            out[t, r] = simd.sum_f32(acc) * tensor_scale
+
+
+@kernel
+def q8_0_float(weight, weight_scale, x, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Blocks of 32 int8 · float activations: a row is decoded once and used for every token."""
+    n = x.shape[1]
+    flat_x = x.reshape(-1)
+    decoded = np.empty(n, np.float32)
+    for r in range(row, end):
+        for i in range(n):
+            decoded[i] = _f32(weight[r, i]) * weight_scale[r, i // 32]
+        for t in range(x.shape[0]):
+            acc = simd.zero_f32()
+            for i in range(0, n, 16):
+                acc = simd.fma_f32(simd.load(decoded, i), simd.load(flat_x, t * n + i), acc)
+            out[t, r] = simd.sum_f32(acc)
+
+
+# --- the rest of a layer --------------------------------------------------------------------------------------------
+
+
+@kernel
+def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]  # numba infers
+    """x / √(mean(x²) + eps) · weight; squares summed in float64, the rest in float32."""
+    for t in range(x.shape[0]):
+        total = 0.0
+        for i in range(x.shape[1]):
+            total += np.float64(_f32(x[t, i] * x[t, i]))
+        scale = _f32(_f32(1.0) / _f32(math.sqrt(_f32(_f32(total / x.shape[1]) + eps))))
+        for i in range(x.shape[1]):
+            out[t, i] = _f32(x[t, i] * scale) * weight[i]
+
+
+@kernel
+def rotate(x, cos, sin, head_dim, half_split, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Rotary embedding of every head of x [n_token, n_head · head_dim]; cos, sin [n_token, head_dim / 2].
+
+    The second product of each sum is rounded, the first is fused, as compilers contract ggml's expression.
+    """
+    pairs = head_dim // 2
+    for t in range(x.shape[0]):
+        for start in range(0, x.shape[1], head_dim):
+            for i in range(pairs):
+                a = start + (i if half_split else 2 * i)
+                b = a + (pairs if half_split else 1)
+                u, v = x[t, a], x[t, b]
+                out[t, a] = simd.fma32(u, cos[t, i], -_f32(v * sin[t, i]))
+                out[t, b] = simd.fma32(u, sin[t, i], _f32(v * cos[t, i]))
+
+
+@_inline
+def exp(x):  # type: ignore[no-untyped-def]  # numba infers
+    """e^x in float64 for x ≤ 709, the same bits on every machine (error below 2 units in the last place).
+
+    x = n·ln2 + r, |r| ≤ ln2/2; e^r by its Taylor series to r^13/13! (remainder below 2^-58).
+    """
+    if x < -708.0:
+        return 0.0
+    n = math.floor(x * 1.4426950408889634 + 0.5)
+    r = simd.fma(-n, 1.9082149292705877e-10, simd.fma(-n, 0.6931471803691238, x))
+    y = 1.0 / 6227020800.0
+    y = simd.fma(y, r, 1.0 / 479001600.0)
+    y = simd.fma(y, r, 1.0 / 39916800.0)
+    y = simd.fma(y, r, 1.0 / 3628800.0)
+    y = simd.fma(y, r, 1.0 / 362880.0)
+    y = simd.fma(y, r, 1.0 / 40320.0)
+    y = simd.fma(y, r, 1.0 / 5040.0)
+    y = simd.fma(y, r, 1.0 / 720.0)
+    y = simd.fma(y, r, 1.0 / 120.0)
+    y = simd.fma(y, r, 1.0 / 24.0)
+    y = simd.fma(y, r, 1.0 / 6.0)
+    y = simd.fma(y, r, 0.5)
+    y = simd.fma(y, r, 1.0)
+    y = simd.fma(y, r, 1.0)
+    return y * simd.float_of_bits((np.int64(n) + 1023) << 52)
+
+
+@kernel
+def relu2_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
+    """max(gate, 0)² · up."""
+    for t in range(gate.shape[0]):
+        for i in range(gate.shape[1]):
+            g = max(gate[t, i], _f32(0.0))
+            out[t, i] = _f32(g * g) * up[t, i]
+
+
+@kernel
+def silu_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
+    """gate / (1 + e^−gate) · up."""
+    for t in range(gate.shape[0]):
+        for i in range(gate.shape[1]):
+            g = np.float64(gate[t, i])
+            e = exp(-abs(g))
+            out[t, i] = _f32(g / (1.0 + e) if g >= 0.0 else g * e / (1.0 + e)) * up[t, i]
+
+
+@kernel
+def attention(q, keys, values, start, scale, round_probs, head, end, out):  # type: ignore[no-untyped-def]  # numba infers
+    """Causal grouped attention of heads [head, end); keys, values [n_head_kv, n_ctx, head_dim], as in `simd.load`.
+
+    q, out: [n_token, n_head · head_dim]; token t sees the first start + t + 1 cache entries. The sum over entries has
+    sixteen lanes too: lane i adds entries i, i + 16, …, and the lanes are folded by the same tree as everywhere.
+    """
+    n_kv, n_ctx, width = keys.shape
+    n_head = q.shape[1] // width
+    group = n_head // n_kv
+    flat_q, flat_k, flat_v, flat_out = q.reshape(-1), keys.reshape(-1), values.reshape(-1), out.reshape(-1)
+    probs = np.empty(start + q.shape[0], np.float32)
+    lanes = np.empty(16 * width, np.float32)
+    for h in range(head, end):
+        base = (h // group) * n_ctx * width
+        for t in range(q.shape[0]):
+            at = (t * n_head + h) * width
+            seen = start + t + 1
+            largest = _f32(-np.inf)
+            for j in range(seen):
+                acc = simd.zero_f32()
+                for i in range(0, width, 16):
+                    acc = simd.fma_f32(simd.load(flat_k, base + j * width + i), simd.load(flat_q, at + i), acc)
+                probs[j] = simd.sum_f32(acc) * scale
+                largest = max(largest, probs[j])
+            total = 0.0
+            for j in range(seen):
+                probs[j] = _f32(exp(np.float64(probs[j] - largest)))
+                total += np.float64(probs[j])
+            inverse = _f32(1.0 / total)
+            for j in range(seen):
+                p = _f32(probs[j] * inverse)
+                probs[j] = simd.round_f16(p) if round_probs else p
+            for i in range(lanes.size):
+                lanes[i] = _f32(0.0)
+            for j in range(seen):
+                p = simd.splat_f32(probs[j])
+                lane = (j % 16) * width
+                for i in range(0, width, 16):
+                    acc = simd.fma_f32(simd.load(flat_v, base + j * width + i), p, simd.load(lanes, lane + i))
+                    simd.store_f32(lanes, lane + i, acc)
+            for i in range(0, width, 16):
+                for step in (8, 4, 2, 1):
+                    for lane in range(step):
+                        acc = simd.add_f32(simd.load(lanes, lane * width + i), simd.load(lanes, (lane + step) * width + i))
+                        simd.store_f32(lanes, lane * width + i, acc)
+                simd.store_f32(flat_out, at + i, simd.load(lanes, i))

@@ -1,0 +1,176 @@
+"""The same kernels in plain numpy: what the compiled ones are tested against, and a backend that needs no compiler.
+
+Same names, same arguments, same results: equal integers, and floats within the rounding of their sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def _trits(codes: Array) -> Array:
+    """[n_row, n / 4] codes in I2_S order -> [n_row, n] int64 trits."""
+    groups = codes.reshape(codes.shape[0], -1, 1, 32)
+    planes = (groups >> np.array([6, 4, 2, 0], np.uint8).reshape(1, 1, 4, 1)) & 3
+    trits: Array = planes.reshape(codes.shape[0], -1).astype(np.int64) - 1
+    return trits
+
+
+def _floats(array: Array) -> Array:
+    """Elements as `simd.load` reads them: float32, binary16 as uint16, bfloat16 as int16."""
+    if array.dtype == np.uint16:
+        return array.view(np.float16).astype(np.float32)
+    if array.dtype == np.int16:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def quantise_int8_token(x: Array, q: Array, scale: Array, total: Array) -> None:
+    """Per token: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
+    scale[:] = (127.0 / np.maximum(np.abs(x).max(axis=1).astype(np.float64), 1e-5)).astype(np.float32)
+    q[:] = np.clip(np.rint(x * scale[:, None]), -128, 127)
+    total[:] = q.sum(axis=1, dtype=np.int64)
+
+
+def quantise_q8_k(x: Array, q: Array, scale: Array, total: Array) -> None:
+    """Blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
+    blocks = x.reshape(x.shape[0], -1, 256)
+    first = np.abs(blocks).argmax(axis=2)[..., None]
+    signed = np.take_along_axis(blocks, first, axis=2)[..., 0]
+    with np.errstate(divide="ignore"):
+        inverse = np.where(signed == 0, np.float32(0), np.float32(-127.0) / signed)
+        scale[:] = np.where(signed == 0, np.float32(0), np.float32(1.0) / inverse)
+    codes = np.minimum(np.rint(blocks * inverse[..., None]), 127).astype(np.int8)
+    q[:] = codes.reshape(x.shape)
+    total[:] = codes.sum(axis=2, dtype=np.int64)
+
+
+def quantise_q8_0(x: Array, q: Array, scale: Array) -> None:
+    """Blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
+    blocks = x.reshape(x.shape[0], -1, 32)
+    largest = np.abs(blocks).max(axis=2)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest == 0, np.float32(0), np.float32(127.0) / largest)
+    q[:] = np.rint(blocks * inverse[..., None]).reshape(x.shape)
+    scale[:] = (largest / np.float32(127.0)).astype(np.float16)
+
+
+def ternary_sums(codes: Array, q: Array, total: Array, row: int, end: int, out: Array) -> None:
+    """Exact integer sums of trits and int8."""
+    del total  # the codes are decoded to −1, 0, 1 here, so nothing is to be taken off
+    out[:, row:end] = q.astype(np.int64) @ _trits(codes[row:end]).T
+
+
+def ternary_int8_token(
+    codes: Array, q: Array, total: Array, scale: Array, tensor_scale: float, row: int, end: int, out: Array
+) -> None:
+    """Integer sums ÷ the token's scale × the tensor's."""
+    sums = np.empty((q.shape[0], end), np.int64)
+    ternary_sums(codes, q, total, row, end, sums)
+    out[:, row:end] = sums[:, row:end].astype(np.float32) / scale[:, None] * np.float32(tensor_scale)
+
+
+def ternary_blocks(
+    codes: Array,
+    block_scale: Array,
+    q: Array,
+    total: Array,
+    scale: Array,
+    tensor_scale: float,
+    row: int,
+    end: int,
+    out: Array,
+) -> None:
+    """Blocks of 256, weighted by both block scales, × the tensor's."""
+    del total
+    trits = _trits(codes[row:end]).reshape(end - row, -1, 256)
+    sums = np.einsum("tbk,rbk->trb", q.reshape(q.shape[0], -1, 256).astype(np.int64), trits)
+    y = np.einsum("trb,rb,tb->tr", sums, block_scale[row:end].astype(np.float64), scale.astype(np.float64))
+    out[:, row:end] = y.astype(np.float32) * np.float32(tensor_scale)
+
+
+def ternary_float(
+    codes: Array, block_scale: Array, x: Array, tensor_scale: float, row: int, end: int, out: Array
+) -> None:
+    """Trits · float activations."""
+    weight = _trits(codes[row:end]) * np.repeat(block_scale[row:end].astype(np.float64), 256, axis=1)[:, : x.shape[1]]
+    out[:, row:end] = (x.astype(np.float64) @ weight.T).astype(np.float32) * np.float32(tensor_scale)
+
+
+def q8_0_blocks(weight: Array, weight_scale: Array, q: Array, scale: Array, row: int, end: int, out: Array) -> None:
+    """Blocks of 32 int8 × int8, weighted by both block scales."""
+    w = weight[row:end].reshape(end - row, -1, 32).astype(np.int64)
+    sums = np.einsum("tbk,rbk->trb", q.reshape(q.shape[0], -1, 32).astype(np.int64), w)
+    y = np.einsum("trb,rb,tb->tr", sums, weight_scale[row:end].astype(np.float64), scale.astype(np.float64))
+    out[:, row:end] = y
+
+
+def q8_0_float(weight: Array, weight_scale: Array, x: Array, row: int, end: int, out: Array) -> None:
+    """Blocks of 32 int8 · float activations."""
+    w = weight[row:end] * np.repeat(weight_scale[row:end], 32, axis=1)
+    out[:, row:end] = x.astype(np.float64) @ w.astype(np.float64).T
+
+
+def dense(weight: Array, x: Array, row: int, end: int, out: Array) -> None:
+    """Float rows · float activations."""
+    out[:, row:end] = x.astype(np.float64) @ _floats(weight[row:end]).astype(np.float64).T
+
+
+def rms_norm(x: Array, weight: Array, eps: float, out: Array) -> None:
+    """x / √(mean(x²) + eps) · weight."""
+    mean = (x * x).astype(np.float64).mean(axis=1, keepdims=True).astype(np.float32)
+    out[:] = x * (np.float32(1.0) / np.sqrt(mean + np.float32(eps))) * weight
+
+
+def rotate(x: Array, cos: Array, sin: Array, head_dim: int, half_split: bool, out: Array) -> None:  # noqa: FBT001  the kernel's own signature
+    """Rotary embedding of every head."""
+    heads = x.reshape(x.shape[0], -1, head_dim)
+    turned = out.reshape(heads.shape)
+    a = slice(0, head_dim // 2) if half_split else slice(0, None, 2)
+    b = slice(head_dim // 2, None) if half_split else slice(1, None, 2)
+    u, v, c, s = heads[..., a].copy(), heads[..., b].copy(), cos[:, None, :], sin[:, None, :]
+    turned[..., a] = u * c - v * s
+    turned[..., b] = u * s + v * c
+
+
+def relu2_gate(gate: Array, up: Array, out: Array) -> None:
+    """max(gate, 0)² · up."""
+    out[:] = np.maximum(gate, 0) ** 2 * up
+
+
+def silu_gate(gate: Array, up: Array, out: Array) -> None:
+    """gate / (1 + e^−gate) · up."""
+    g = gate.astype(np.float64)
+    e = np.exp(-np.abs(g))
+    out[:] = (np.where(g >= 0, g, g * e) / (1 + e)).astype(np.float32) * up
+
+
+def attention(
+    q: Array,
+    keys: Array,
+    values: Array,
+    start: int,
+    scale: float,
+    round_probs: bool,  # noqa: FBT001  the kernel's own signature
+    head: int,
+    end: int,
+    out: Array,
+) -> None:
+    """Causal grouped attention of heads [head, end)."""
+    n_kv, _, width = keys.shape
+    n_head = q.shape[1] // width
+    n_token = q.shape[0]
+    heads, result = q.reshape(n_token, n_head, width), out.reshape(n_token, n_head, width)
+    hidden = np.arange(start + n_token) > start + np.arange(n_token)[:, None]
+    for h in range(head, end):
+        cache = slice(0, start + n_token)
+        k, v = (_floats(c[h // (n_head // n_kv), cache]).astype(np.float64) for c in (keys, values))
+        scores = np.where(hidden, -np.inf, heads[:, h].astype(np.float64) @ k.T * scale)
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+        result[:, h] = (p.astype(np.float16) if round_probs else p).astype(np.float64) @ v

@@ -1,0 +1,271 @@
+"""Sixteen-lane vectors for numba kernels, as opaque values and a handful of intrinsics.
+
+LLVM lowers a 16-lane vector to whatever the machine has (one AVX-512 register, two AVX2, four NEON), so a kernel
+written with these sums in one fixed order everywhere: lane i adds elements i, i + 16, i + 32, …, and the lanes are
+folded by one fixed tree (8, 4, 2, 1). Multiply-add is a true fused one, which is exactly rounded on every machine.
+Nothing here checks bounds: wrappers in `linear.py` do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+LANES = 16
+
+_F32 = ir.FloatType()
+_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+
+
+class _Vector(types.Type):  # type: ignore[misc]  # numba ships no types
+    """An opaque vector of `LANES` elements."""
+
+
+class _Float32x16(_Vector):
+    def __init__(self) -> None:
+        super().__init__(name="float32x16")
+
+
+class _Int32x16(_Vector):
+    def __init__(self) -> None:
+        super().__init__(name="int32x16")
+
+
+float32x16 = _Float32x16()
+int32x16 = _Int32x16()
+
+
+def _vector(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, LANES)
+
+
+@register_model(_Float32x16)
+class _Float32x16Model(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _vector(_F32))
+
+
+@register_model(_Int32x16)
+class _Int32x16Model(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _vector(_I32))
+
+
+def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, element: ir.Type, step: int = 0) -> Any:
+    """An unaligned load of 16 consecutive elements of a flat array, from `index` + `step`."""
+    data = context.make_array(array_type)(context, builder, array).data
+    at = builder.add(index, ir.Constant(index.type, step)) if step else index
+    pointer = builder.bitcast(builder.gep(data, [at]), _vector(element).as_pointer())
+    value = builder.load(pointer)
+    value.align = 1
+    return value
+
+
+def _declare(builder: Any, name: str, result: ir.Type, *arguments: ir.Type) -> Any:
+    return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, arguments))
+
+
+def _fold(builder: Any, vector: Any, add: Any) -> Any:
+    """The sum of all lanes by the fixed tree 8, 4, 2, 1."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        low = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
+        high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
+        undef = ir.Constant(vector.type, ir.Undefined)
+        vector = add(builder.shuffle_vector(vector, undef, low), builder.shuffle_vector(vector, undef, high))
+    return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+@intrinsic
+def zero_f32(typingctx: Any) -> Any:
+    """Sixteen zeros."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_vector(_F32), [0.0] * LANES)
+
+    return float32x16(), build
+
+
+@intrinsic
+def zero_i32(typingctx: Any) -> Any:
+    """Sixteen zeros."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_vector(_I32), [0] * LANES)
+
+    return int32x16(), build
+
+
+@intrinsic
+def splat_f32(typingctx: Any, value: Any) -> Any:
+    """One float32 in every lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        undef = ir.Constant(_vector(_F32), ir.Undefined)
+        first = builder.insert_element(undef, args[0], ir.Constant(_I32, 0))
+        return builder.shuffle_vector(first, undef, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+
+    return float32x16(types.float32), build
+
+
+@intrinsic
+def load(typingctx: Any, array: Any, index: Any) -> Any:
+    """Sixteen numbers of a flat array as float32 (exact): float32, binary16 as uint16, bfloat16 as int16."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        dtype = signature.args[0].dtype
+        if dtype == types.float32:
+            return _load(context, builder, signature.args[0], args[0], args[1], _F32)
+        bits = _load(context, builder, signature.args[0], args[0], args[1], _I16)
+        if dtype == types.uint16:
+            return builder.fpext(builder.bitcast(bits, _vector(ir.HalfType())), _vector(_F32))
+        wide = builder.zext(bits, _vector(_I32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(_vector(_I32), [16] * LANES)), _vector(_F32))
+
+    if array.dtype not in (types.float32, types.uint16, types.int16):
+        return None
+    return float32x16(array, types.intp), build
+
+
+@intrinsic
+def store_f32(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Sixteen float32 to a flat float32 array."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), _vector(_F32).as_pointer())
+        builder.store(args[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, float32x16), build
+
+
+@intrinsic
+def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c, lane by lane, rounded once."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = _vector(_F32)
+        return builder.call(_declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
+
+    return float32x16(float32x16, float32x16, float32x16), build
+
+
+@intrinsic
+def add_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """a + b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args)
+
+    return float32x16(float32x16, float32x16), build
+
+
+@intrinsic
+def sum_f32(typingctx: Any, vector: Any) -> Any:
+    """The sum of the lanes by the fixed tree."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _fold(builder, args[0], builder.fadd)
+
+    return types.float32(float32x16), build
+
+
+@intrinsic
+def sum_i32(typingctx: Any, vector: Any) -> Any:
+    """The sum of the lanes."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _fold(builder, args[0], builder.add)
+
+    return types.int32(int32x16), build
+
+
+@intrinsic
+def add_ternary128(typingctx: Any, acc: Any, codes: Any, at: Any, q: Any, at_q: Any) -> Any:
+    """Add 128 products of 2-bit codes (0, 1, 2) and int8 activations to `acc`.
+
+    `codes[at : at + 32]` holds them in I2_S order: byte b carries elements b, b + 32, b + 64, b + 96 in bits 7-6, 5-4,
+    3-2, 1-0. A lane sums eight products in int16 first: at most 8 · 2 · 128 = 2048 in magnitude, so it cannot wrap.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = None
+        for half in (0, 16):
+            packed = _load(context, builder, signature.args[1], args[1], args[2], _I8, half)
+            for plane in range(4):
+                shift = ir.Constant(_vector(_I8), [6 - 2 * plane] * LANES)
+                code = builder.and_(builder.lshr(packed, shift), ir.Constant(_vector(_I8), [3] * LANES))
+                active = _load(context, builder, signature.args[3], args[3], args[4], _I8, 32 * plane + half)
+                product = builder.mul(builder.zext(code, _vector(_I16)), builder.sext(active, _vector(_I16)))
+                total = product if total is None else builder.add(total, product)
+        return builder.add(args[0], builder.sext(total, _vector(_I32)))
+
+    return int32x16(int32x16, codes, types.intp, q, types.intp), build
+
+
+@intrinsic
+def add_int8(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> Any:
+    """Add 16 products of int8 and int8 to `acc`; a product is at most 2^14, so int16 holds it."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8), _vector(_I16))
+        right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I8), _vector(_I16))
+        return builder.add(args[0], builder.sext(builder.mul(left, right), _vector(_I32)))
+
+    return int32x16(int32x16, a, types.intp, b, types.intp), build
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Scalar a · b + c in float64, rounded once."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        double = ir.DoubleType()
+        return builder.call(_declare(builder, "llvm.fma.f64", double, double, double, double), args)
+
+    return types.float64(types.float64, types.float64, types.float64), build
+
+
+@intrinsic
+def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Scalar a · b + c in float32, rounded once."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(_declare(builder, "llvm.fma.f32", _F32, _F32, _F32, _F32), args)
+
+    return types.float32(types.float32, types.float32, types.float32), build
+
+
+@intrinsic
+def float_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float64 with these 64 bits."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), build
+
+
+@intrinsic
+def round_f16(typingctx: Any, value: Any) -> Any:
+    """A float32 rounded to binary16 (half to even) and back."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.fptrunc(args[0], ir.HalfType()), _F32)
+
+    return types.float32(types.float32), build
+
+
+@intrinsic
+def round_even(typingctx: Any, value: Any) -> Any:
+    """A float32 rounded to an integer, half to even."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.call(_declare(builder, "llvm.roundeven.f32", _F32, _F32), args)
+
+    return types.float32(types.float32), build

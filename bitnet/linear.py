@@ -1,0 +1,239 @@
+"""Matrix × activations: packed matrices, activations quantised on demand, and the choice of a kernel.
+
+A matrix says how it is stored; `Numerics.activation` says how its input is rounded; `_multiply` is the one table that
+turns the pair into a kernel, and every call of it is entered in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.config import Numerics
+from bitnet.errors import UsageError
+from bitnet.kernels import instruction_set, kernels
+from bitnet.kernels.ledger import KernelUse, Ledger, Role
+
+Float32 = NDArray[np.float32]
+
+#: Below this many multiply-adds a second thread costs more than it saves (about 20 µs to wake one).
+_MIN_SHARE = 1 << 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """What every stored matrix has.
+
+    Attributes:
+        name: Tensor name.
+        type_name: Type in the file.
+        n_row, n_col: Output and input width.
+        n_bytes: Bytes read by one pass over it.
+        scale: Multiplies the whole product (the file's tensor scale, 1 where it has none).
+    """
+
+    name: str
+    type_name: str
+    n_row: int
+    n_col: int
+    n_bytes: int
+    scale: np.float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TernaryMatrix(Matrix):
+    """2-bit codes in I2_S order, one scale a tensor, and block scales where the file has them.
+
+    Attributes:
+        codes: [n_row, n_col / 4] uint8.
+        block_scale: [n_row, n_col / 256] f32, or None where every one is 1.
+    """
+
+    codes: NDArray[np.uint8]
+    block_scale: Float32 | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Matrix(Matrix):
+    """Q8_0: int8 [n_row, n_col], one scale for 32, [n_row, n_col / 32] f32."""
+
+    data: NDArray[np.int8]
+    block_scale: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseMatrix(Matrix):
+    """Floats [n_row, n_col]: float32, binary16 as uint16, or bfloat16 as int16."""
+
+    data: NDArray[Any]
+
+
+class Activations:
+    """The input of one or more projections, [n_token, n] f32, in whatever forms they ask for."""
+
+    def __init__(self, x: Float32, module: ModuleType) -> None:
+        self.x = np.ascontiguousarray(x, np.float32)
+        self._kernels = module
+
+    @cached_property
+    def int8_token(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """Codes [n_token, n], scales [n_token] (multiply to quantise), sums of codes [n_token]."""
+        n_token = self.x.shape[0]
+        out = np.empty(self.x.shape, np.int8), np.empty(n_token, np.float32), np.empty(n_token, np.int32)
+        self._kernels.quantise_int8_token(self.x, *out)
+        return out
+
+    @cached_property
+    def q8_k(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """Codes [n_token, n], scales and sums of codes [n_token, n / 256] (scales multiply to dequantise)."""
+        blocks = (self.x.shape[0], self.x.shape[1] // 256)
+        out = np.empty(self.x.shape, np.int8), np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+        self._kernels.quantise_q8_k(self.x, *out)
+        return out
+
+    @cached_property
+    def q8_0(self) -> tuple[NDArray[np.int8], Float32]:
+        """Codes [n_token, n], scales [n_token, n / 32] (multiply to dequantise)."""
+        out = np.empty(self.x.shape, np.int8), np.empty((self.x.shape[0], self.x.shape[1] // 32), np.float32)
+        self._kernels.quantise_q8_0(self.x, *out)
+        return out
+
+    def rounded(self, how: str) -> Float32:
+        """The activations after a quantiser, as float32: what a float kernel multiplies."""
+        if how == "none":
+            return self.x
+        if how == "f16":
+            return self.x.astype(np.float16).astype(np.float32)
+        if how == "bf16":
+            return round_bf16(self.x)
+        if how == "int8_token":
+            q, scale, _ = self.int8_token
+            return q.astype(np.float32) / scale[:, None]
+        q, scale = self.q8_k[:2] if how == "q8_k" else self.q8_0
+        width = self.x.shape[1] // scale.shape[1]
+        return q.astype(np.float32) * np.repeat(scale, width, axis=1)
+
+
+def round_bf16(x: Float32) -> Float32:
+    """Float32 rounded to bfloat16 (half to even; NaN stays NaN) and back."""
+    bits = x.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32)).astype(np.float32)
+
+
+@dataclass(slots=True)
+class Backend:
+    """A device with its threads and its ledger: what every product runs on."""
+
+    device: str
+    n_threads: int
+    ledger: Ledger = field(default_factory=Ledger)
+    _pool: ThreadPoolExecutor | None = None
+
+    @property
+    def kernels(self) -> ModuleType:
+        """The device's kernels."""
+        return kernels(self.device)
+
+    def activations(self, x: Float32) -> Activations:
+        """The input of the projections that share it."""
+        return Activations(x, self.kernels)
+
+    def split(self, n: int, work: int, run: Callable[[int, int], None]) -> None:
+        """Call `run(begin, end)` over [0, n) in contiguous shares, one a thread; `work` is the multiply-adds of all."""
+        shares = max(1, min(self.n_threads, n, work // _MIN_SHARE))
+        borders = [n * i // shares for i in range(shares + 1)]
+        if shares == 1:
+            run(0, n)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+        others = [self._pool.submit(run, a, b) for a, b in zip(borders[1:-1], borders[2:], strict=True)]
+        run(borders[0], borders[1])
+        for other in others:
+            other.result()
+
+    def product(self, matrix: Matrix, a: Activations, how: str, role: Role) -> Float32:
+        """Matrix × activations, [n_token, n_row] f32.
+
+        Args:
+            matrix: The weights.
+            a: Their input, [n_token, n_col].
+            how: `Numerics.activation`, or the rounding of the head's input.
+            role: For the ledger.
+        """
+        out = np.empty((a.x.shape[0], matrix.n_row), np.float32)
+        name, run = _multiply(self.kernels, matrix, a, how, out)
+        self.split(matrix.n_row, out.size * matrix.n_col, run)
+        if not isinstance(matrix, TernaryMatrix) and matrix.scale != 1:
+            out *= matrix.scale
+        use = KernelUse(
+            kernel=f"{self.device}.{name}.{how}",
+            role=role,
+            weight_type=matrix.type_name,
+            isa=instruction_set(self.device),
+        )
+        self.ledger.add(use, rows=out.size, n_bytes=matrix.n_bytes)
+        return out
+
+    def integer_sums(self, matrix: TernaryMatrix, x: Float32) -> NDArray[np.int32]:
+        """Exact sums of trits and int8-per-token activations, [n_token, n_row]."""
+        a = self.activations(x)
+        q, _, total = a.int8_token
+        out = np.empty((x.shape[0], matrix.n_row), np.int32)
+        self.split(
+            matrix.n_row,
+            out.size * matrix.n_col,
+            lambda begin, end: self.kernels.ternary_sums(matrix.codes, q, total, begin, end, out),
+        )
+        return out
+
+
+def _ones(matrix: TernaryMatrix) -> Float32:
+    return np.ones((matrix.n_row, -(-matrix.n_col // 256)), np.float32)
+
+
+def _multiply(
+    k: ModuleType, m: Matrix, a: Activations, how: str, out: Float32
+) -> tuple[str, Callable[[int, int], None]]:
+    """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows."""
+    if isinstance(m, TernaryMatrix):
+        blocks = m.block_scale
+        if how == "int8_token" and blocks is None:
+            q, scale, total = a.int8_token
+            return "ternary_int8_token", lambda i, j: k.ternary_int8_token(
+                m.codes, q, total, scale, m.scale, i, j, out
+            )
+        if how == "q8_k":
+            q, scale, total = a.q8_k
+            weight_scale = _ones(m) if blocks is None else blocks
+            return "ternary_blocks", lambda i, j: k.ternary_blocks(
+                m.codes, weight_scale, q, total, scale, m.scale, i, j, out
+            )
+        x = a.rounded(how)
+        weight_scale = _ones(m) if blocks is None else blocks
+        return "ternary_float", lambda i, j: k.ternary_float(m.codes, weight_scale, x, m.scale, i, j, out)
+    if isinstance(m, Int8Matrix):
+        if how == "q8_0":
+            q8, scale8 = a.q8_0
+            return "q8_0_blocks", lambda i, j: k.q8_0_blocks(m.data, m.block_scale, q8, scale8, i, j, out)
+        x = a.rounded(how)
+        return "q8_0_float", lambda i, j: k.q8_0_float(m.data, m.block_scale, x, i, j, out)
+    if isinstance(m, DenseMatrix):
+        x = a.rounded(how)
+        return "dense", lambda i, j: k.dense(m.data, x, i, j, out)
+    raise UsageError(f"no kernel for a {type(m).__name__}", where=m.name)
+
+
+def head_rounding(numerics: Numerics, n_token: int) -> str:
+    """How the input of the output head is rounded in a pass of `n_token` tokens."""
+    if numerics.head == "f16_decode":
+        return "f16" if n_token == 1 else "none"
+    return "none" if numerics.head == "f32" else numerics.head

@@ -1,0 +1,164 @@
+"""The whole model, read top to bottom: `forward` is the graph; the rest holds what it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.cache import KVCache
+from bitnet.config import ModelConfig, Numerics
+from bitnet.errors import ModelFileError, UsageError
+from bitnet.gguf import GGUF
+from bitnet.linear import Activations, Backend, DenseMatrix, Float32, Int8Matrix, Matrix, head_rounding
+from bitnet.rope import rotary_tables
+from bitnet.weights import Weights
+
+#: Sees (and may replace) every intermediate: (name, layer or −1, value [n_token, width]) -> value.
+Tap = Callable[[str, int, Float32], Float32]
+
+
+def keep(name: str, layer: int, value: Float32) -> Float32:
+    """The tap that changes nothing."""
+    return value
+
+
+@dataclass(slots=True, kw_only=True)
+class Network:
+    """A model's weights on a backend, with the numerics it computes in."""
+
+    config: ModelConfig
+    weights: Weights
+    backend: Backend
+    numerics: Numerics = field(default_factory=Numerics)
+
+    def new_cache(self, n_ctx: int | None = None) -> KVCache:
+        """An empty KV cache for `n_ctx` tokens (default: the trained context)."""
+        return KVCache(self.config, self.numerics, n_ctx or self.config.n_ctx)
+
+    def forward(self, ids: Sequence[int], cache: KVCache, *, tap: Tap = keep, last_only: bool = False) -> Float32:
+        """Logits [n_token, n_vocab] after each token ([1, n_vocab] after the last, with `last_only`).
+
+        The tokens take the positions from `cache.n_past` on, and the cache advances.
+
+        Raises:
+            UsageError: No tokens, or an id outside the vocabulary.
+            ResourceLimitError: The context is full.
+        """
+        c, w = self.config, self.weights
+        tokens = self._check(ids)
+        start = cache.reserve(len(tokens))
+        cos, sin = rotary_tables(c, self.numerics, start, len(tokens), w.rope_factors)
+
+        x = tap("embd", -1, _rows(w.embd, tokens))  # [T, n_embd]
+        for il, layer in enumerate(w.layers):
+            h = tap("attn_norm", il, self._norm(x, layer.attn_norm))
+            a = self.backend.activations(h)
+            q = tap("q", il, self._project(layer.q, a))  # [T, n_head · head_dim]
+            k = tap("k", il, self._project(layer.k, a))  # [T, n_head_kv · head_dim]
+            v = tap("v", il, self._project(layer.v, a))
+            q = tap("q_rope", il, self._rotate(q, cos, sin))
+            k = tap("k_rope", il, self._rotate(k, cos, sin))
+            cache.put(il, k, v)
+            h = tap("kqv_out", il, self._attend(q, cache, il))
+            if layer.attn_sub_norm is not None:
+                h = tap("attn_sub_norm", il, self._norm(h, layer.attn_sub_norm))
+            h = tap("attn_out", il, self._project(layer.o, self.backend.activations(h)))
+            x = tap("ffn_inp", il, x + h)
+
+            h = tap("ffn_norm", il, self._norm(x, layer.ffn_norm))
+            a = self.backend.activations(h)
+            gate = tap("ffn_gate", il, self._project(layer.gate, a))  # [T, n_ff]
+            up = tap("ffn_up", il, self._project(layer.up, a))
+            h = tap("ffn_act", il, self._gated(gate, up))
+            if layer.ffn_sub_norm is not None:
+                h = tap("ffn_sub_norm", il, self._norm(h, layer.ffn_sub_norm))
+            h = tap("ffn_down", il, self._project(layer.down, self.backend.activations(h)))
+            x = tap("l_out", il, x + h)
+
+        cache.n_past += len(tokens)
+        x = tap("result_norm", -1, self._norm(x, w.output_norm))
+        x = x[-1:] if last_only else x
+        rounding = head_rounding(self.numerics, len(tokens))
+        logits = self.backend.product(w.head, self.backend.activations(x), rounding, "head")
+        self.backend.ledger.add_pass(tokens=len(tokens), head_rows=len(logits))
+        return tap("result_output", -1, logits)
+
+    # --- the operations: allocate, call the kernel, return --------------------------------------------------------
+
+    def _check(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        tokens = np.asarray(ids, np.int64).reshape(-1)
+        if not tokens.size:
+            raise UsageError("there are no tokens to evaluate")
+        if tokens.min() < 0 or tokens.max() >= self.config.n_vocab:
+            bad = int(tokens[(tokens < 0) | (tokens >= self.config.n_vocab)][0])
+            raise UsageError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
+        return tokens
+
+    def _norm(self, x: Float32, weight: Float32) -> Float32:
+        out = np.empty_like(x)
+        self.backend.kernels.rms_norm(x, weight, np.float32(self.config.rms_eps), out)
+        return out
+
+    def _project(self, matrix: Matrix, a: Activations) -> Float32:
+        return self.backend.product(matrix, a, self.numerics.activation, "projection")
+
+    def _rotate(self, x: Float32, cos: Float32, sin: Float32) -> Float32:
+        out = np.empty_like(x)
+        half_split = self.config.rope_style == "half_split"
+        self.backend.kernels.rotate(x, cos, sin, self.config.head_dim, half_split, out)
+        return out
+
+    def _attend(self, q: Float32, cache: KVCache, il: int) -> Float32:
+        c, n, out = self.config, self.numerics, np.empty_like(q)
+        if n.query == "f16":
+            q = q.astype(np.float16).astype(np.float32)
+        round_probs = n.probs == "f16" or (n.probs == "f16_decode" and len(q) == 1)
+        scale = np.float32(1.0 / math.sqrt(c.head_dim))
+        keys, values, start = cache.keys[il], cache.values[il], cache.n_past
+        attention = self.backend.kernels.attention
+        self.backend.split(
+            c.n_head,
+            2 * q.size * (start + len(q)),
+            lambda head, end: attention(q, keys, values, start, scale, round_probs, head, end, out),
+        )
+        return out
+
+    def _gated(self, gate: Float32, up: Float32) -> Float32:
+        out = np.empty_like(gate)
+        act = self.backend.kernels.relu2_gate if self.config.activation == "relu2" else self.backend.kernels.silu_gate
+        act(gate, up, out)
+        return out
+
+
+def _rows(embd: Matrix, tokens: NDArray[np.int64]) -> Float32:
+    """Rows of the token embedding, [n_token, n_embd] f32."""
+    if isinstance(embd, DenseMatrix):
+        rows = embd.data[tokens]
+        if rows.dtype == np.uint16:
+            value = rows.view(np.float16).astype(np.float32)
+        elif rows.dtype == np.int16:
+            value = (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            value = rows.astype(np.float32)
+        return value * embd.scale if embd.scale != 1 else value
+    if isinstance(embd, Int8Matrix):
+        scale = np.repeat(embd.block_scale[tokens], 32, axis=1)
+        return (embd.data[tokens].astype(np.float32) * scale * embd.scale).astype(np.float32)
+    raise ModelFileError(f"a token embedding of type {embd.type_name} is not supported", where=embd.name)
+
+
+def network(gguf: GGUF, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> Network:
+    """Put the pieces together, refusing numerics that the matrices' widths do not allow."""
+    blocks = {"q8_k": 256, "q8_0": 32}.get(numerics.activation, 1)
+    for matrix in weights.projections():
+        if matrix.n_col % blocks:
+            raise UsageError(
+                f"numerics.activation {numerics.activation} needs rows of a multiple of {blocks}; "
+                f"{matrix.name} has {matrix.n_col}",
+                where=gguf.path,
+            )
+    return Network(config=config, weights=weights, backend=backend, numerics=numerics)

@@ -1,0 +1,75 @@
+"""Logits to a token: one pure function of the logits, the tokens so far, the settings and a random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.config import GenerationConfig
+from bitnet.errors import BitNetError
+from bitnet.linear import Float32
+
+
+def greedy(logits: Float32) -> int:
+    """The id of the largest of [n_vocab] logits; ties go to the lowest id, NaN never wins."""
+    return int(np.argmax(_ranked(logits)))
+
+
+def sample(logits: Float32, seen: Sequence[int], config: GenerationConfig, rng: np.random.Generator) -> int:
+    """The next token.
+
+    In order: repetition penalty on the tokens seen, temperature, top-k, top-p, one draw. With temperature 0 the
+    largest logit wins (after the penalty) and `rng` is not touched.
+
+    Args:
+        logits: [n_vocab] f32; NaN counts as −∞.
+        seen: Prompt and generated ids, for the repetition penalty.
+        config: The settings.
+        rng: Drawn from once a sampled token.
+
+    Raises:
+        BitNetError: No logit is a number.
+    """
+    scores = _ranked(logits).astype(np.float64)
+    if config.repetition_penalty != 1.0 and len(seen):
+        ids = np.unique(np.asarray(seen, np.int64))
+        penalised = scores[ids]
+        factor = np.where(penalised > 0, 1.0 / config.repetition_penalty, config.repetition_penalty)
+        scores[ids] = penalised * factor
+    if config.temperature == 0.0:
+        return int(np.argmax(scores))
+    order, probs = distribution(scores, config)
+    draw = rng.random()
+    chosen = int(np.searchsorted(np.cumsum(probs), draw * probs.sum(), side="right"))
+    return int(order[min(chosen, len(order) - 1)])
+
+
+def distribution(
+    scores: NDArray[np.float64], config: GenerationConfig
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What is left after temperature, top-k and top-p: ids by falling probability (ties: rising id), and weights."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    if config.top_k:
+        order = order[: config.top_k]
+    kept = scores[order]
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to −∞, which is what it means
+        probs = np.exp((kept - kept[0]) / config.temperature)
+    probs /= probs.sum()
+    if config.top_p < 1.0:
+        n = int(np.searchsorted(np.cumsum(probs), config.top_p, side="left")) + 1
+        order, probs = order[:n], probs[:n]
+    alive = probs > 0
+    return order[alive], probs[alive] / probs[alive].sum()
+
+
+def _ranked(logits: Float32) -> Float32:
+    """The logits with NaN as −∞, and an infinite one (a larger fault than sampling can mend) refused."""
+    clean = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    if not np.isfinite(clean.max(initial=-np.inf)):
+        raise BitNetError(
+            "no logit is a finite number, so no token can be chosen",
+            remedy="check the model with `python -m crossval run`; its weights or its numerics overflow",
+        )
+    return clean

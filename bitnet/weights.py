@@ -1,0 +1,241 @@
+"""A file's tensors as packed, kernel-ready matrices, each checked against the hyper-parameters.
+
+Ternary matrices stay at two bits a weight (an I2_S file is not even copied: its codes are views of the mapping);
+floats stay in the file's type. Everything a layer needs is named here once, and a tensor that nobody consumes is an
+error: the sub-norms of a model were once loaded and never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.codecs import CODECS, ternary_codes
+from bitnet.config import ModelConfig
+from bitnet.errors import ModelFileError
+from bitnet.gguf import GGUF, GGMLType, TensorInfo
+from bitnet.linear import DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
+
+#: Types whose float data a kernel reads in place, and the element type the kernel expects.
+_DENSE: dict[GGMLType, type[np.generic]] = {
+    GGMLType.F32: np.float32,
+    GGMLType.F16: np.uint16,
+    GGMLType.BF16: np.int16,
+}
+_TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Weights of one layer; sub-norms are None where the architecture has none."""
+
+    attn_norm: Float32
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    attn_sub_norm: Float32 | None
+    o: Matrix
+    ffn_norm: Float32
+    gate: Matrix
+    up: Matrix
+    ffn_sub_norm: Float32 | None
+    down: Matrix
+
+    def projections(self) -> Iterator[Matrix]:
+        """The seven matrices, in graph order."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Matrix):
+                yield value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """All weights of a model.
+
+    Attributes:
+        embd: Token embedding [n_vocab, n_embd].
+        head: Output head; the embedding itself where it is tied.
+        rope_factors: [head_dim / 2] divisors of the rotary frequencies, or None.
+        notices: What a user should know about how tensors were read.
+    """
+
+    embd: Matrix
+    layers: tuple[Layer, ...]
+    output_norm: Float32
+    head: Matrix
+    rope_factors: Float32 | None
+    notices: tuple[str, ...]
+
+    def projections(self) -> Iterator[Matrix]:
+        """Every ternary-by-design matrix of every layer."""
+        for layer in self.layers:
+            yield from layer.projections()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of weights read for one token: all projections and the head."""
+        return sum(m.n_bytes for m in self.projections()) + self.head.n_bytes
+
+    def digest(self) -> str:
+        """sha256 over the decoded ternary weights (codes and scales), equal for every lossless container of them."""
+        digest = hashlib.sha256()
+        for m in self.projections():
+            if isinstance(m, TernaryMatrix):
+                digest.update(f"{m.name} {m.n_row} {m.n_col} {m.scale!r} ternary\n".encode())
+                digest.update(m.codes)
+                if m.block_scale is not None:
+                    digest.update(np.ascontiguousarray(m.block_scale))
+            else:
+                digest.update(f"{m.name} {m.n_row} {m.n_col} {m.scale!r} {m.type_name}\n".encode())
+                digest.update(getattr(m, "data"))  # noqa: B009  both other kinds have it
+        return digest.hexdigest()
+
+
+class _Reader:
+    """Takes tensors out of a file, remembering which were asked for."""
+
+    def __init__(self, gguf: GGUF) -> None:
+        self.gguf = gguf
+        self.consumed: set[str] = set()
+        self.notices: list[str] = []
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self.gguf.tensors.get(name)
+        if info is None:
+            raise ModelFileError(
+                f"tensor {name} is missing",
+                where=self.gguf.path,
+                remedy="the file is incomplete or was made for another architecture",
+            )
+        if info.shape != shape:
+            raise ModelFileError(
+                f"tensor {name} has shape {list(info.shape)}; the hyper-parameters ask for {list(shape)}",
+                where=self.gguf.path,
+            )
+        self.consumed.add(name)
+        return info
+
+    def vector(self, name: str, n: int) -> Float32:
+        """A float vector, finite."""
+        info = self._info(name, (n,))
+        if info.type not in _DENSE:
+            raise ModelFileError(f"tensor {name} is {info.type.name}; a norm must be floats", where=self.gguf.path)
+        value = np.ascontiguousarray(CODECS[info.type].decode(self.gguf.raw(name), (1, n)).reshape(n), np.float32)
+        if not np.isfinite(value).all():
+            raise ModelFileError(f"tensor {name} holds NaN or infinity", where=self.gguf.path)
+        return value
+
+    def matrix(self, base: str, n_row: int, n_col: int) -> Matrix:
+        """`<base>.weight`, with `<base>.scale` where the file has one, packed for the kernels."""
+        name = f"{base}.weight"
+        info = self._info(name, (n_row, n_col))
+        raw = self.gguf.raw(name)
+        scale = self.vector(f"{base}.scale", 1)[0] if f"{base}.scale" in self.gguf.tensors else np.float32(1)
+        if info.type in _TERNARY:
+            return self._ternary(info, raw, scale)
+        kept = {"name": name, "type_name": info.type.name, "n_row": n_row, "n_col": n_col, "n_bytes": info.n_bytes}
+        if info.type in _DENSE:
+            data = raw.view(_DENSE[info.type]).reshape(n_row, n_col)
+            return DenseMatrix(**kept, data=data, scale=scale)  # type: ignore[arg-type]  # a mixed dict
+        if info.type == GGMLType.Q8_0:
+            blocks = raw.reshape(n_row, n_col // 32, 34)
+            codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(n_row, n_col)
+            block_scale = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+            return Int8Matrix(**kept, data=codes, block_scale=block_scale, scale=scale)  # type: ignore[arg-type]  # a mixed dict
+        return self._other(info, raw, scale)
+
+    def _ternary(self, info: TensorInfo, raw: NDArray[np.uint8], scale: np.float32) -> TernaryMatrix:
+        codes, tensor_scale, block_scale = ternary_codes(info.type, raw, info.shape)
+        if block_scale is not None and (block_scale == 1).all():
+            block_scale = None  # a lossless carrier: the scale is in the `.scale` tensor
+        total = np.float32(np.float32(tensor_scale) * scale)
+        if not np.isfinite(total) or (block_scale is not None and not np.isfinite(block_scale).all()):
+            raise ModelFileError(f"tensor {info.name} has a scale that is not finite", where=self.gguf.path)
+        return TernaryMatrix(
+            name=info.name,
+            type_name=info.type.name,
+            n_row=info.shape[0],
+            n_col=info.shape[1],
+            n_bytes=codes.nbytes + (0 if block_scale is None else block_scale.nbytes),
+            codes=codes,
+            scale=total,
+            block_scale=block_scale,
+        )
+
+    def _other(self, info: TensorInfo, raw: NDArray[np.uint8], scale: np.float32) -> DenseMatrix:
+        """Any type that the `gguf` package decodes, unpacked to float32 once."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        try:
+            kind = GGMLQuantizationType(int(info.type))
+            data = np.ascontiguousarray(dequantize(raw.reshape(info.shape[0], -1), kind), np.float32)
+        except (NotImplementedError, ValueError) as error:
+            raise ModelFileError(
+                f"tensor {info.name} has type {info.type.name}, which this engine cannot read", where=self.gguf.path
+            ) from error
+        self.notices.append(f"{info.name} ({info.type.name}) is unpacked to float32")
+        return DenseMatrix(
+            name=info.name,
+            type_name=info.type.name,
+            n_row=info.shape[0],
+            n_col=info.shape[1],
+            n_bytes=data.nbytes,
+            data=data.reshape(info.shape),
+            scale=scale,
+        )
+
+    def layer(self, il: int, c: ModelConfig) -> Layer:
+        """The weights of layer `il`."""
+
+        def at(name: str) -> str:
+            return f"blk.{il}.{name}"
+
+        return Layer(
+            attn_norm=self.vector(at("attn_norm.weight"), c.n_embd),
+            q=self.matrix(at("attn_q"), c.n_q, c.n_embd),
+            k=self.matrix(at("attn_k"), c.n_kv, c.n_embd),
+            v=self.matrix(at("attn_v"), c.n_kv, c.n_embd),
+            attn_sub_norm=self.vector(at("attn_sub_norm.weight"), c.n_q) if c.sub_norms else None,
+            o=self.matrix(at("attn_output"), c.n_embd, c.n_q),
+            ffn_norm=self.vector(at("ffn_norm.weight"), c.n_embd),
+            gate=self.matrix(at("ffn_gate"), c.n_ff, c.n_embd),
+            up=self.matrix(at("ffn_up"), c.n_ff, c.n_embd),
+            ffn_sub_norm=self.vector(at("ffn_sub_norm.weight"), c.n_ff) if c.sub_norms else None,
+            down=self.matrix(at("ffn_down"), c.n_embd, c.n_ff),
+        )
+
+
+def read_weights(gguf: GGUF, config: ModelConfig) -> Weights:
+    """Every tensor of a file as the engine uses it.
+
+    Raises:
+        ModelFileError: A tensor is missing, of the wrong shape, not finite, or used by nobody.
+    """
+    reader = _Reader(gguf)
+    embd = reader.matrix("token_embd", config.n_vocab, config.n_embd)
+    layers = tuple(reader.layer(il, config) for il in range(config.n_layer))
+    output_norm = reader.vector("output_norm.weight", config.n_embd)
+    head = embd if config.tied_head else reader.matrix("output", config.n_vocab, config.n_embd)
+    factors = "rope_freqs.weight"
+    rope_factors = reader.vector(factors, config.head_dim // 2) if factors in gguf.tensors else None
+    unused = sorted(set(gguf.tensors) - reader.consumed)
+    if unused:
+        raise ModelFileError(
+            f"{len(unused)} tensor(s) that no operation of {config.arch} uses: {', '.join(unused[:5])}",
+            where=gguf.path,
+            remedy="the architecture name may be wrong, or the file belongs to another engine",
+        )
+    return Weights(
+        embd=embd,
+        layers=layers,
+        output_norm=output_norm,
+        head=head,
+        rope_factors=rope_factors,
+        notices=tuple(reader.notices),
+    )

@@ -1,0 +1,54 @@
+"""What is run: token ids to evaluate, tokens to generate, and the text whose likelihood is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reference.runner import ReferenceUnavailableError, Runner
+
+#: Prompts for a model that brings none of its own.
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a small village by the sea. Every morning the people went down to the harbour and",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One prompt.
+
+    Attributes:
+        name: Unique for a model.
+        ids: Prompt ids, BOS included where the model wants it.
+        n_greedy: Tokens to continue.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+    n_greedy: int
+
+
+def text_cases(engine: Runner, prompts: Sequence[str], *, n_vocab: int, n_greedy: int) -> tuple[Case, ...]:
+    """Prompts as ids; random ids (seeded) where the model has no tokenizer that can be used."""
+    try:
+        encoded = [engine.tokenize(prompt) for prompt in prompts]
+    except ReferenceUnavailableError:
+        rng = np.random.default_rng(20)
+        encoded = [tuple(int(i) for i in rng.integers(0, n_vocab, 8 * (i + 1))) for i in range(len(prompts))]
+    return tuple(
+        Case(name=f"prompt {i + 1}", ids=ids, n_greedy=n_greedy) for i, ids in enumerate(encoded) if len(ids) > 0
+    )
+
+
+def read_prompts(path: Path, model: str) -> tuple[str, ...]:
+    """The prompts of a fixture model; the general ones where the file has none for it."""
+    if not path.is_file():
+        return PROMPTS
+    listed = json.loads(path.read_text("utf-8")).get(model)
+    return tuple(listed) if listed else PROMPTS

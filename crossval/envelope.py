@@ -1,0 +1,97 @@
+"""Every limit there is, each with its metric and its reason. No other module compares with a number of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A limit.
+
+    Attributes:
+        metric: What it bounds.
+        limit: The largest value that passes.
+        reason: Why this value and no other.
+    """
+
+    metric: str
+    limit: float
+    reason: str
+
+    def holds(self, measured: float) -> bool:
+        """Whether a value is inside; NaN is not."""
+        return measured <= self.limit
+
+
+LOCKED_OPERATION = Envelope(
+    metric="max|error| / max|reference|",
+    limit=1e-6,
+    reason="on the same float32 inputs, honest engines differ by the order of a float32 sum: 1e-7 to 2e-7 measured",
+)
+
+INTEGER_SUMS = Envelope(
+    metric="unequal integer sums",
+    limit=0.0,
+    reason="ternary × int8 sums are integers; every order of summation gives the same one",
+)
+
+WEIGHTS = Envelope(
+    metric="max|error| of decoded weights",
+    limit=0.0,
+    reason="decoding is a table look-up and one multiplication; lossless containers decode to the same bits",
+)
+
+SAME_TOKENS = Envelope(metric="texts with different ids", limit=0.0, reason="token ids are equal or they are not")
+
+SAME_CHOICE = Envelope(
+    metric="different tokens outside near-ties",
+    limit=0.0,
+    reason="where the margin exceeds the measured noise, greedy decoding has one right answer",
+)
+
+#: Activation quantisers that round to integers: one float32 difference flips a rounding, and the flip spreads.
+_ROUNDING = ("int8_token", "q8_k", "q8_0")
+
+#: Noise is measured between two computations, the comparison is between two others: allow their ratio to vary by this.
+NOISE_ALLOWANCE = 4.0
+
+
+def logits_median(activation: str, noise_median: float) -> Envelope:
+    """Bound of the median relative L2 of logits over positions."""
+    if activation == "f16":
+        base, why = 2e-3, "float16 activations round at 5e-4"
+    elif activation == "bf16":
+        base, why = 2e-2, "bfloat16 activations round at 4e-3"
+    elif activation in _ROUNDING:
+        base, why = 1e-6, "most positions of a shallow model see no flipped rounding: 2e-7 measured"
+    else:
+        base, why = 5e-6, "float32 throughout: 4e-7 measured, 9e-7 the worst"
+    return _over_noise("median relative L2 of logits", base, why, noise_median)
+
+
+def logits_max(activation: str, noise_max: float) -> Envelope:
+    """Bound of the largest relative L2 of logits over positions."""
+    if activation in _ROUNDING:
+        base, why = 5e-2, "one flipped rounding moves a position by 1e-2; 2.5e-2 the worst measured"
+    else:
+        median = logits_median(activation, 0.0)
+        base, why = median.limit, median.reason
+    return _over_noise("largest relative L2 of logits", base, why, noise_max)
+
+
+def quality(noise: float) -> Envelope:
+    """Bound of the difference of two mean negative log-likelihoods over a text."""
+    return _over_noise(
+        "|difference of mean negative log-likelihood|, nats",
+        1e-5,
+        "far below what any change of a model means, and above float32 rounding of one mean",
+        noise,
+    )
+
+
+def _over_noise(metric: str, base: float, why: str, noise: float) -> Envelope:
+    if NOISE_ALLOWANCE * noise <= base:
+        return Envelope(metric=metric, limit=base, reason=why)
+    reason = f"{NOISE_ALLOWANCE:g} × the noise of {noise:.1e} that this model shows against itself in this run"
+    return Envelope(metric=metric, limit=NOISE_ALLOWANCE * noise, reason=reason)

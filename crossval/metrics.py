@@ -1,0 +1,132 @@
+"""What is measured between two arrays. Shapes must agree, NaN never agrees with anything, zero rows are no comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+class ShapeMismatchError(ValueError):
+    """Two arrays that should hold the same thing have different shapes."""
+
+
+def _pair(ours: Float32, theirs: Float32) -> tuple[Float64, Float64]:
+    if ours.shape != theirs.shape:
+        raise ShapeMismatchError(f"ours has shape {list(ours.shape)}, theirs {list(theirs.shape)}")
+    return ours.astype(np.float64), theirs.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One tensor against another, [n_token, width].
+
+    Attributes:
+        compared: Number of elements.
+        max_abs_err: Largest absolute difference; ∞ where either side is not a finite number.
+        max_abs_ref: Largest absolute value of the reference.
+        worst_token, worst_index: Where the largest difference is.
+        by_token: Largest absolute difference of each token.
+    """
+
+    compared: int
+    max_abs_err: float
+    max_abs_ref: float
+    worst_token: int
+    worst_index: int
+    by_token: Float64
+
+    @property
+    def ratio(self) -> float:
+        """max_abs_err / max_abs_ref; 0 where nothing differs, ∞ where a zero reference is missed."""
+        if self.max_abs_err == 0.0:
+            return 0.0
+        return self.max_abs_err / self.max_abs_ref if self.max_abs_ref > 0.0 else float("inf")
+
+    def positions(self, limit: float) -> tuple[int, ...]:
+        """Tokens whose largest difference exceeds `limit` · max_abs_ref."""
+        return tuple(int(t) for t in np.flatnonzero(self.by_token > limit * self.max_abs_ref))
+
+
+def difference(ours: Float32, theirs: Float32) -> Difference:
+    """Largest absolute difference between two tensors, and where it is.
+
+    Raises:
+        ShapeMismatchError: The shapes differ.
+    """
+    a, b = _pair(np.atleast_2d(ours), np.atleast_2d(theirs))
+    if not a.size:
+        return Difference(
+            compared=0, max_abs_err=0.0, max_abs_ref=0.0, worst_token=0, worst_index=0, by_token=np.zeros(len(a))
+        )
+    with np.errstate(invalid="ignore"):
+        error = np.abs(a - b)
+    error[~(np.isfinite(a) & np.isfinite(b))] = np.inf
+    token, index = np.unravel_index(int(error.argmax()), error.shape)
+    finite = np.abs(b[np.isfinite(b)])
+    return Difference(
+        compared=int(a.size),
+        max_abs_err=float(error[token, index]),
+        max_abs_ref=float(finite.max(initial=0.0)),
+        worst_token=int(token),
+        worst_index=int(index),
+        by_token=error.max(axis=1),
+    )
+
+
+def relative_l2(ours: Float32, theirs: Float32) -> Float64:
+    """‖ours − theirs‖ / ‖theirs‖ by row; ∞ for a row that is not finite on either side.
+
+    Raises:
+        ShapeMismatchError: The shapes differ.
+    """
+    a, b = _pair(ours, theirs)
+    finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    out = np.full(len(a), np.inf)
+    norm = np.linalg.norm(b[finite], axis=1)
+    error = np.linalg.norm(a[finite] - b[finite], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out[finite] = np.where(error == 0.0, 0.0, error / norm)
+    return out
+
+
+def max_abs(ours: Float32, theirs: Float32) -> Float64:
+    """Largest absolute difference by row; ∞ for a row that is not finite on either side."""
+    a, b = _pair(ours, theirs)
+    with np.errstate(invalid="ignore"):
+        error = np.abs(a - b)
+    error[~(np.isfinite(a) & np.isfinite(b))] = np.inf
+    return np.asarray(error.max(axis=1), np.float64)
+
+
+def log_softmax(logits: Float32) -> Float64:
+    """Log-probabilities by row, float64."""
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), np.float64)
+
+
+def kl_divergence(ours: Float32, theirs: Float32) -> Float64:
+    """KL(theirs ‖ ours) of the next-token distributions by row, nats; never below 0."""
+    _pair(ours, theirs)
+    p, q = log_softmax(theirs), log_softmax(ours)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0), np.float64)
+
+
+def top1_margin(logits: Float32) -> Float64:
+    """Largest logit minus the second largest, by row."""
+    if logits.shape[1] < 2:
+        return np.full(len(logits), np.inf)
+    best = np.partition(logits.astype(np.float64), -2, axis=1)
+    return np.asarray(best[:, -1] - best[:, -2], np.float64)
+
+
+def negative_log_likelihood(logits: Float32, ids: tuple[int, ...]) -> Float64:
+    """−log p of each token after the first, nats: row i of the logits scores ids[i + 1]."""
+    following = np.asarray(ids[1:], np.int64)
+    scores = log_softmax(logits[: len(following)])
+    return np.asarray(-scores[np.arange(len(following)), following], np.float64)
