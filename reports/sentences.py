@@ -1,0 +1,199 @@
+"""What a lane's record says, in plain sentences: what is wrong, where, whose fault, why, and what the gate makes of it.
+
+The console, the page and the ladder picture all say it with these words.
+"""
+
+from __future__ import annotations
+
+import re
+
+from receipts.record import Lane, Rung
+
+#: Outcome → the symbol beside its word, and what stands for it where the encoding has no such letters.
+SYMBOLS = {"pass": "✓", "fail": "✗", "error": "!", "unsupported": "–", "inconclusive": "?"}
+ASCII_SYMBOLS = {"pass": "+", "fail": "x", "error": "!", "unsupported": "-", "inconclusive": "?"}
+
+_IN_WORDS = {
+    "fail": "fails",
+    "error": "ended in an error",
+    "unsupported": "could not be compared",
+    "inconclusive": "shows nothing either way",
+}
+
+
+def number(value: float | None) -> str:
+    """Two significant digits, as a person writes them; a dash for nothing."""
+    if value is None or value != value:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) == float("inf"):
+        return "∞"
+    if 0.01 <= abs(value) < 1000:
+        return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent; never rounded up to all of it."""
+    value = share * 100
+    if 99.9 < value < 100:
+        return "> 99.9 %"
+    return f"{value:.1f}".removesuffix(".0") + " %"
+
+
+def times(ratio: float) -> str:
+    """A ratio of two speeds."""
+    return f"{ratio:.1f}×" if ratio < 10 else f"{ratio:.0f}×"
+
+
+def place(tap: str, layer: int) -> str:
+    """Where in the graph."""
+    return tap if layer < 0 else f"{tap} of layer {layer}"
+
+
+def counts(lane: Lane) -> bool:
+    """Whether the gate is content with this lane: it is not required, or it passed, or deviates as declared."""
+    if lane.known_deviation is not None:
+        return lane.deviates_as_declared or not lane.required
+    return not lane.required or lane.outcome == "pass"
+
+
+def gate(lane: Lane) -> str:
+    """What the gate makes of the lane, in a word or two."""
+    if lane.known_deviation is not None:
+        return "known deviation, proven" if lane.deviates_as_declared else "known deviation is stale"
+    if not lane.required:
+        return "not required"
+    return "counts as passed" if counts(lane) else "fails the gate"
+
+
+def verdict(lane: Lane) -> str:
+    """The lane in a few words: what was found."""
+    if lane.blame == "reference":
+        return "reference is wrong" + _as_named(lane)
+    if lane.blame == "engine":
+        return "engine is wrong" + _as_named(lane)
+    if lane.outcome == "pass":
+        passed = sum(rung.outcome == "pass" for rung in lane.rungs)
+        return "passed" if passed == len(lane.rungs) else f"passed {passed} of {len(lane.rungs)} rungs"
+    stop = stopped_at(lane)
+    return lane.outcome if stop is None else f"{lane.outcome} at {stop.name}"
+
+
+def remark(lane: Lane) -> str:
+    """What was found and what the gate makes of it, without what goes without saying."""
+    return verdict(lane) if gate(lane) == "counts as passed" else f"{verdict(lane)} · {gate(lane)}"
+
+
+def stopped_at(lane: Lane) -> Rung | None:
+    """The rung that decided how the lane ended: the first that ended like the lane, else the first not passed."""
+    not_passed = [rung for rung in lane.rungs if rung.outcome != "pass"]
+    return next((rung for rung in not_passed if rung.outcome == lane.outcome), next(iter(not_passed), None))
+
+
+def near_ties(lane: Lane) -> int:
+    """How many different tokens the noise explains."""
+    return len({(tie.case, tie.position) for rung in lane.rungs for tie in rung.near_ties})
+
+
+def simply_passed(lane: Lane) -> bool:
+    """Whether there is nothing to say about the lane."""
+    return lane.outcome == "pass" and lane.known_deviation is None and lane.blame is None and lane.located is None
+
+
+def sentence(lane: Lane) -> str:
+    """What happened in a lane that did not simply pass, its clauses in the order in which a person asks."""
+    stop = stopped_at(lane)
+    clauses: list[str] = []
+    if lane.blame == "reference":
+        clauses.append(f"the reference is wrong{_explained(lane)}")
+    elif lane.blame == "engine":
+        clauses.append(f"the engine is wrong{_explained(lane)}")
+    elif stop is None:
+        clauses.append("every rung passed")
+    else:
+        clauses.append(f"{stop.name} {_IN_WORDS[stop.outcome]}{_reason(stop)}")
+        if lane.cause is not None:
+            clauses.append((lane.cause.explanation or _cause_name(lane)).strip().rstrip("."))
+    clauses += _evidence(lane)
+    return f"{lane.name}: {'; '.join(clauses)}."
+
+
+def missing_rungs(lane: Lane) -> str | None:
+    """Which rungs of a lane that passed could not be compared, and why; None if all were."""
+    missing = [rung for rung in lane.rungs if rung.outcome == "unsupported"]
+    if not missing:
+        return None
+    reasons = dict.fromkeys(rung.why.strip().rstrip(".") for rung in missing if rung.why.strip())
+    names = ", ".join(rung.name for rung in missing)
+    return f"{lane.name}: not compared: {names}" + (f" ({'; '.join(reasons)})" if reasons else "") + "."
+
+
+def _evidence(lane: Lane) -> list[str]:
+    clauses: list[str] = []
+    if lane.located is not None:
+        found = lane.located
+        clauses.append(f"first wrong operation {place(found.tap, found.layer)} ({_size(lane)})")
+    cause = lane.cause
+    if cause is not None and cause.name:
+        next_best = f" (next best {_value(cause.runner_up)}: {percent(cause.runner_up_explained)})"
+        clauses.append(
+            f"replaying with {_value(cause.name)} explains {percent(cause.explained)} of the difference"
+            + (next_best if cause.runner_up else "")
+        )
+    elif lane.located is not None:
+        clauses.append("no known defect reproduces it: unexplained")
+    if lane.known_deviation is not None:
+        clauses.append(
+            "declared as a known deviation and proven again in this run"
+            if lane.deviates_as_declared
+            else f"declared as the known deviation {lane.known_deviation.name!r}, but this run does not show it: "
+            "the declaration is stale and fails the gate"
+        )
+    elif lane.required and not counts(lane):
+        clauses.append("this lane is required")
+    return clauses
+
+
+def _size(lane: Lane) -> str:
+    found = lane.located
+    if found is None:
+        return ""
+    at = f"worst at token {found.worst_token}, column {found.worst_index}"
+    if found.integer:
+        return f"integers differ by up to {number(found.max_abs_err)}, {at}"
+    if found.max_abs_ref == 0:
+        return f"error {number(found.max_abs_err)} where the reference is 0, {at}"
+    return (
+        f"error {number(found.max_abs_err / found.max_abs_ref)} of the largest value, limit {number(found.limit)}, {at}"
+    )
+
+
+def _explained(lane: Lane) -> str:
+    cause = lane.cause
+    if cause is None:
+        return ""
+    return f": {cause.explanation.strip().rstrip('.')}" if cause.explanation.strip() else _as_named(lane)
+
+
+def _as_named(lane: Lane) -> str:
+    return f": {_cause_name(lane)}" if lane.cause is not None and lane.cause.name else ""
+
+
+def _cause_name(lane: Lane) -> str:
+    return lane.cause.name if lane.cause is not None and lane.cause.name else "unexplained"
+
+
+def _value(hypothesis: str) -> str:
+    """`activation=silu` is read as "silu"; whatever has no such form stays."""
+    return re.sub(r"(?<![^\s+&,])[a-z_]+=", "", hypothesis)
+
+
+def _reason(rung: Rung) -> str:
+    if rung.why.strip():
+        return f": {rung.why.strip().rstrip('.')}"
+    if rung.measured is not None and rung.limit is not None:
+        return f": {rung.metric} {number(rung.measured)}, limit {number(rung.limit)}"
+    return ""
