@@ -19,7 +19,7 @@ import numpy as np
 
 from bitnet import gguf_types as g
 from bitnet.errors import GGUFError, ResourceLimitError
-from bitnet.gguf_types import GGMLType, StringArray, TypedArray, ValueType
+from bitnet.gguf_types import StringArray, TypedArray, ValueType
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -323,12 +323,13 @@ def _strings(cursor: _Cursor, n: int, field: str) -> StringArray:
         cursor.position = starts[index] if position > limit else position
         cursor.need(max(position - cursor.position, 8), f"{field}[{index}]")
     starts.append(position + 8)
-    offsets = np.array(starts, np.uint64)
+    offsets = np.frombuffer(starts, np.uint64)
     longest = int(np.diff(offsets).max(initial=8)) - 8
     if longest > g.MAX_STRING:
         cursor.over(f"a string of {longest} bytes is over {g.MAX_STRING}", field)
     cursor.position = position
-    return StringArray(buffer[begin:position], offsets - np.uint64(begin))
+    offsets -= np.uint64(begin)
+    return StringArray(buffer[begin:position], offsets)
 
 
 def _tensor(cursor: _Cursor, field: str) -> RawTensor:
@@ -350,11 +351,3 @@ def _tensor(cursor: _Cursor, field: str) -> RawTensor:
         cursor.fail(f"its dimensions {list(dims)} overflow 63 bits", field, here)
     type_number = cursor.u32(field)
     return RawTensor(name=name, dims=tuple(dims), type_number=type_number, offset=cursor.u64(field), at=at)
-
-
-def known_type(number: int) -> GGMLType | None:
-    """The type of a number, or None."""
-    try:
-        return GGMLType(number)
-    except ValueError:
-        return None

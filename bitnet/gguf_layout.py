@@ -15,7 +15,7 @@ from typing import NoReturn
 from bitnet import gguf_types as g
 from bitnet.errors import GGUFError
 from bitnet.gguf_header import Header, RawTensor
-from bitnet.gguf_types import GGMLType, TensorInfo, align_up, tensor_bytes
+from bitnet.gguf_types import GGMLType, TensorInfo, align_up, shape_fault, tensor_bytes
 
 #: Numbers that no engine may write any more, or that this one does not know, and what they stand for elsewhere.
 FOREIGN_TYPES: dict[int, str] = {
@@ -37,7 +37,8 @@ _OTHER_READING: dict[GGMLType, tuple[str, int, int]] = {
     GGMLType.TL2: ("MXFP4 of newer ggml", 32, 17),
 }
 _DAMAGED = "the file is damaged or was not written completely; download or convert it again"
-_PADDING_READ = 4096  # bytes of padding looked at between two tensors; more is reported as a gap
+_PADDING_READ = 4096  # bytes of padding looked at after each tensor, so that opening reads little
+_NOTICES = 8  # of one kind that are spelled out
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,12 @@ def _spans(header: Header, start: int, size: int, path: str) -> list[_Span]:
         if raw.offset > g.MAX_INT64 - start:
             _fail(f"its offset {raw.offset} overflows 63 bits", path, raw)
         if start + raw.offset >= size:
-            _fail(f"its data begins at byte {start + raw.offset}, past the end of the file ({size} bytes)", path, raw)
+            _fail(
+                f"its data begins at byte {start + raw.offset}, past the end of the file ({size} bytes): "
+                "the file is truncated or the offset is wrong",
+                path,
+                raw,
+            )
         placed.append((start + raw.offset, type_, raw))
     placed.sort(key=lambda t: t[0])
     ends = [begin for begin, _, _ in placed[1:]] + [size]
@@ -122,14 +128,12 @@ def _info(span: _Span, arch: object, alignment: int, path: str, notices: list[st
     shape = raw.dims[::-1]
     if type_ in _OTHER_READING:
         _check_reading(span, arch, alignment, path, notices)
-    multiple = g.BLOCKS[type_][0]
-    if shape[-1] % multiple:
-        _fail(f"its rows of {shape[-1]} are not a multiple of {multiple}, the block of {type_.name}", path, raw)
-    if type_ is GGMLType.TL2 and shape[-1] < 256:
-        _fail(f"its rows of {shape[-1]} are shorter than 256, the least for TL2", path, raw)
+    fault = shape_fault(type_, shape)
+    if fault is not None:
+        _fail(fault, path, raw)
     n_bytes = tensor_bytes(type_, shape)
     if n_bytes > g.MAX_INT64 - span.begin:
-        _fail(f"its size of {n_bytes} bytes overflows 63 bits", path, raw)
+        _fail(f"its end, {n_bytes} bytes after byte {span.begin}, overflows 63 bits", path, raw)
     return TensorInfo(name=raw.name, shape=shape, type=type_, offset=span.begin, n_bytes=n_bytes)
 
 
@@ -143,11 +147,7 @@ def _check_reading(span: _Span, arch: object, alignment: int, path: str, notices
     raw, type_ = span.raw, span.type
     shape = raw.dims[::-1]
     other, block, block_bytes = _OTHER_READING[type_]
-    ours_fits = (
-        shape[-1] % g.BLOCKS[type_][0] == 0
-        and not (type_ is GGMLType.TL2 and shape[-1] < 256)
-        and _fits(tensor_bytes(type_, shape), span, alignment)
-    )
+    ours_fits = shape_fault(type_, shape) is None and _fits(tensor_bytes(type_, shape), span, alignment)
     other_fits = shape[-1] % block == 0 and _fits(math.prod(shape) // block * block_bytes, span, alignment)
     is_theirs = isinstance(arch, str) and (arch.startswith("bitnet") or (arch == "llama" and type_ is not GGMLType.TL2))
     if ours_fits and is_theirs:
@@ -167,29 +167,23 @@ def _check_reading(span: _Span, arch: object, alignment: int, path: str, notices
 
 
 def _odd_spaces(infos: list[TensorInfo], header: Header, buffer: mmap.mmap | bytes, start: int) -> list[str]:
-    """Gaps, trailing bytes and padding that is not zero."""
-    odd, size = [], len(buffer)
-    unclean = 0
-    edges = [(header.end, start, "the header")]
-    for i, info in enumerate(infos):
-        end = info.offset + info.n_bytes
-        edge = infos[i + 1].offset if i + 1 < len(infos) else size
-        padded = min(align_up(end, header.alignment), edge)
-        edges.append((end, padded, f"tensor {info.name}"))
-        if edge > padded:
-            what = f"a gap of {edge - padded} bytes" if i + 1 < len(infos) else f"{edge - padded} trailing bytes"
-            odd.append(f"{what} after tensor {info.name}, at byte {padded}")
-    if infos and infos[0].offset > start:
-        odd.append(f"a gap of {infos[0].offset - start} bytes after the header, at byte {start}")
-    if not infos and size > start:
-        odd.append(f"{size - start} trailing bytes after the header, at byte {start}")
-    for begin, end, _ in edges:
-        unclean += bool(bytes(buffer[begin : min(end, begin + _PADDING_READ)]).strip(b"\0"))
-    if unclean:
-        first = next(
-            f"{name}, at byte {begin}"
-            for begin, end, name in edges
-            if bytes(buffer[begin : min(end, begin + _PADDING_READ)]).strip(b"\0")
-        )
-        odd.append(f"padding that is not zero in {unclean} place(s), first after {first}")
-    return odd
+    """Gaps, trailing bytes and padding that is not zero; tensors come by offset."""
+    size = len(buffer)
+    gaps, unclean = [], []
+    used = [(header.end, start, "the header")]
+    used += [(i.offset + i.n_bytes, i.offset + i.n_bytes, f"tensor {i.name}") for i in infos]
+    begins = [i.offset for i in infos] + [size]
+    for (end, least, name), begin in zip(used, begins, strict=True):
+        padded = min(align_up(least, header.alignment), begin)
+        if any(buffer[end : min(padded, end + _PADDING_READ)]):
+            unclean.append(f"the padding after {name} is not zero, at byte {end}")
+        if begin > padded:
+            what = "trailing bytes" if begin == size else "bytes belong to no tensor"
+            gaps.append(f"{begin - padded} {what} after {name}, at byte {padded}")
+    return _first(gaps) + _first(unclean)
+
+
+def _first(notices: list[str]) -> list[str]:
+    """The first few, and how many more."""
+    more = len(notices) - _NOTICES
+    return notices if more <= 0 else [*notices[:_NOTICES], f"and {more} more like it"]

@@ -7,7 +7,6 @@ The same type number means different things in different engines. This table rea
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -158,13 +157,27 @@ def tensor_bytes(type_: GGMLType, shape: Sequence[int]) -> int:
         shape: Slowest dimension first, all positive.
     """
     n = math.prod(shape)
-    if type_ is GGMLType.TL2:  # as ggml computes it, division by division
+    if type_ == GGMLType.TL2:  # as ggml computes it, division by division
         n_row, n_col = n // shape[-1], shape[-1]
         codes = (n_col - 256) * n_row // 3 * 5 // 8 + 256 * n_row // 2 * 4 // 8
         return align_up(codes, 32) + SCALE_TAIL
     block, size = BLOCKS[type_]
     tail = SCALE_TAIL if type_ in (GGMLType.I2_S, GGMLType.TL1) else 0
     return n // block * size + tail
+
+
+def shape_fault(type_: GGMLType, shape: Sequence[int]) -> str | None:
+    """Why a tensor of this shape (slowest dimension first) cannot have this type, or None."""
+    block = BLOCKS[type_][0]
+    if not shape or min(shape) < 1:
+        return "every dimension must be positive"
+    if shape[-1] % block:
+        return f"its rows of {shape[-1]} are not a multiple of {block}, the block of {type_.name}"
+    if type_ == GGMLType.TL2 and shape[-1] < 256:
+        return f"its rows of {shape[-1]} are shorter than 256, the least for TL2"
+    if max(math.prod(shape), tensor_bytes(type_, shape)) > MAX_INT64:
+        return "its size overflows 63 bits"
+    return None
 
 
 def align_up(n: int, alignment: int) -> int:
@@ -205,7 +218,7 @@ class TensorData:
     data: NDArray[Any] | bytes | Callable[[], NDArray[Any] | bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TypedArray:
     """An array that says its element type: nested arrays as read, and any array to write.
 
@@ -243,15 +256,15 @@ class StringArray(Sequence[bytes]):
 
     @classmethod
     def of(cls, strings: Iterable[str | bytes]) -> StringArray:
-        """From strings; str is encoded as UTF-8."""
+        """From strings; str is encoded as UTF-8. Raises `TypeError` for anything else."""
         pieces: list[bytes] = []
-        starts, position = array("Q"), 0
+        starts = [8]
         for string in strings:
             raw = string.encode() if isinstance(string, str) else string
+            if not isinstance(raw, bytes):
+                raise TypeError(f"{string!r} is not a string")
             pieces += (len(raw).to_bytes(8, "little"), raw)
-            starts.append(position + 8)
-            position += 8 + len(raw)
-        starts.append(position + 8)
+            starts.append(starts[-1] + len(raw) + 8)
         return cls(b"".join(pieces), np.array(starts, np.uint64))
 
     @property

@@ -7,6 +7,7 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from bitnet import gguf_types as g
 from bitnet.errors import BitNetError, UsageError
 from bitnet.gguf_header import parse
 from bitnet.gguf_layout import place
-from bitnet.gguf_types import StringArray, TensorData, TypedArray, ValueType, align_up, tensor_bytes
+from bitnet.gguf_types import StringArray, TensorData, TypedArray, ValueType, align_up, shape_fault, tensor_bytes
 
 _INFERRED: tuple[tuple[type | tuple[type, ...], ValueType], ...] = (
     ((bool, np.bool_), ValueType.BOOL),
@@ -64,9 +65,16 @@ def write(
             os.fsync(file.fileno())
         _verify(temporary)
         temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written: {error.strerror or error}",
+            where=path,
+            remedy="check the folder, its rights and the disk",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _check_alignment(metadata: Mapping[str, Any], alignment: int) -> None:
@@ -90,25 +98,17 @@ def _header(metadata: Mapping[str, Any], tensors: Sequence[TensorData], alignmen
     parts = [g.MAGIC, struct.pack("<IQQ", g.VERSION, len(tensors), len(values))]
     for key, value in values.items():
         type_, plain = _typed(value, key)
-        parts += (_string(key), struct.pack("<I", type_), _value(type_, plain, key))
+        parts += (_string(key, key), struct.pack("<I", type_), _value(type_, plain, key))
     offset = 0
     for tensor in tensors:
         dims = tensor.shape[::-1]
-        _check_rows(tensor)
-        parts.append(_string(tensor.name))
+        fault = shape_fault(tensor.type, tensor.shape)
+        if fault is not None:
+            raise UsageError(fault, where=f"tensor {tensor.name}", remedy="pad it, or use another type")
+        parts.append(_string(tensor.name, tensor.name))
         parts.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type, offset))
         offset = align_up(offset + tensor_bytes(tensor.type, tensor.shape), alignment)
     return b"".join(parts)
-
-
-def _check_rows(tensor: TensorData) -> None:
-    multiple = g.BLOCKS[tensor.type][0]
-    if not tensor.shape or min(tensor.shape) < 1 or tensor.shape[-1] % multiple:
-        raise UsageError(
-            f"shape {list(tensor.shape)} does not suit {tensor.type.name}",
-            where=f"tensor {tensor.name}",
-            remedy=f"dimensions must be positive, and rows a multiple of {multiple}",
-        )
 
 
 def _typed(value: Any, key: str) -> tuple[ValueType, Any]:  # noqa: ANN401  # whatever a caller wants stored
@@ -125,15 +125,23 @@ def _typed(value: Any, key: str) -> tuple[ValueType, Any]:  # noqa: ANN401  # wh
 
 def _value(type_: ValueType, value: Any, key: str) -> bytes:  # noqa: ANN401  # whatever a caller wants stored
     if type_ is ValueType.STRING:
-        return _string(value)
+        return _string(value, key)
     if type_ is ValueType.ARRAY:
         return _array(value, key)
     return _numbers(type_, [value], key).tobytes()
 
 
-def _string(value: str | bytes) -> bytes:
-    raw = value.encode() if isinstance(value, str) else bytes(value)
-    return len(raw).to_bytes(8, "little") + raw
+def _string(value: object, key: str) -> bytes:
+    return _strings([value], key).block
+
+
+def _strings(values: Iterable[Any], key: str) -> StringArray:
+    if isinstance(values, StringArray):
+        return values
+    try:
+        return StringArray.of(values)
+    except (UnicodeEncodeError, TypeError, AttributeError):
+        raise UsageError("holds what is not a string", where=f"key {key!a}", remedy="give str or bytes") from None
 
 
 def _numbers(type_: ValueType, values: Any, key: str) -> NDArray[Any]:  # noqa: ANN401  # anything numpy takes
@@ -151,7 +159,9 @@ def _numbers(type_: ValueType, values: Any, key: str) -> NDArray[Any]:  # noqa: 
             stored = exact.astype(dtype)
         bad = stored != exact
     if bad.any():
-        raise UsageError(f"{exact[bad][0]} does not fit {type_.name}", where=f"key {key}")
+        raise UsageError(
+            f"{exact[bad][0]} does not fit {type_.name}", where=f"key {key}", remedy="name a wider ValueType"
+        )
     return stored
 
 
@@ -159,7 +169,7 @@ def _array(value: Any, key: str) -> bytes:  # noqa: ANN401  # whatever a caller 
     element, values = _elements(value, key)
     head = struct.pack("<IQ", element, len(values))
     if element is ValueType.STRING:
-        return head + (values if isinstance(values, StringArray) else StringArray.of(values)).block
+        return head + _strings(values, key).block
     if element is ValueType.ARRAY:
         return head + b"".join(_array(inner, key) for inner in values)
     return head + _numbers(element, values, key).tobytes()

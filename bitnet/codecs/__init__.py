@@ -49,12 +49,12 @@ def ternary_codes(type_: GGMLType, raw: Raw, shape: Sequence[int]) -> tuple[Raw,
         ModelFileError: Wrong size, code 3 (the element is named), or a scale that is not finite.
         UsageError: The type is not ternary, or the shape does not suit it.
     """
-    if type_ is GGMLType.I2_S:
+    if type_ == GGMLType.I2_S:
         codes = matrix_rows(type_, raw, shape)
         i2_s.check_codes(codes)
         return codes, i2_s.read_scale(raw), None
     if type_ in (GGMLType.TQ1_0, GGMLType.TQ2_0):
-        unpacked = tq.tq1_0_codes if type_ is GGMLType.TQ1_0 else tq.tq2_0_codes
+        unpacked = tq.tq1_0_codes if type_ == GGMLType.TQ1_0 else tq.tq2_0_codes
         codes, block_scale = unpacked(raw, shape)
         return codes, 1.0, block_scale
     raise UsageError(f"{type_.name} is not a ternary format", remedy="use I2_S, TQ1_0 or TQ2_0")

@@ -21,8 +21,10 @@ from bitnet.codecs.base import (
     check_finite,
     check_trits,
     chunks,
+    column_group,
     matrix_rows,
     matrix_shape,
+    put_column_group,
 )
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf_types import SCALE_TAIL, GGMLType
@@ -72,12 +74,12 @@ def codes_to_trits(codes: Raw) -> Trits:
     n_row, n_col = codes.shape[0], codes.shape[1] * 4
     trits = np.empty((n_row, n_col), np.int8)
     for part in chunks(n_row, n_col):
-        packed = np.ascontiguousarray(codes[part]).reshape(-1)
-        out = trits[part].reshape(-1, 4, _GROUP)
+        packed = np.ascontiguousarray(codes[part]).reshape(-1, _GROUP)
+        out = trits[part].reshape(-1, 4 * _GROUP)
         for i, shift in enumerate(_SHIFTS):
             plane = (packed >> shift) & 3
             plane -= 1
-            out[:, i] = plane.view(np.int8).reshape(-1, _GROUP)
+            put_column_group(out, i * _GROUP, plane.view(np.int8))
     return trits
 
 
@@ -86,10 +88,10 @@ def trits_to_codes(trits: Trits) -> Raw:
     n_row, n_col = trits.shape
     codes = np.empty((n_row, n_col // 4), np.uint8)
     for part in chunks(n_row, n_col):
-        planes = (trits[part] + np.int8(1)).view(np.uint8).reshape(-1, 4, _GROUP)
-        packed = planes[:, 0] << 6
-        for i, shift in enumerate(_SHIFTS[1:], 1):
-            packed |= planes[:, i] << shift
+        digits = (trits[part] + np.int8(1)).view(np.uint8).reshape(-1, 4 * _GROUP)
+        packed = np.zeros((len(digits), _GROUP), np.uint8)
+        for i, shift in enumerate(_SHIFTS):
+            packed |= column_group(digits, i * _GROUP, _GROUP) << shift
         codes[part] = packed.reshape(-1, n_col // 4)
     return codes
 

@@ -24,7 +24,9 @@ from bitnet.codecs.base import (
     check_finite,
     check_trits,
     chunks,
+    column_group,
     matrix_rows,
+    put_column_group,
     to_float16,
 )
 from bitnet.codecs.i2_s import check_codes, codes_to_trits, trits_to_codes
@@ -96,14 +98,15 @@ def pack_tq1_0(trits: Trits, scale: float | Float32 = 1.0) -> Raw:
     trits = check_trits(trits, BLOCK_SCALE)
     raw = _with_scales(trits, _TQ1_BYTES, scale)
     for part in chunks(*trits.shape):
-        digits = (trits[part] + np.int8(1)).view(np.uint8).reshape(-1, trits.shape[1] // BLOCK_SCALE, BLOCK_SCALE)
+        digits = (trits[part] + np.int8(1)).view(np.uint8).reshape(-1, BLOCK_SCALE)
+        out = raw[part].reshape(len(digits), -1)
         for first, width, n, element in _TQ1_PARTS:
-            number = digits[..., element : element + width].copy()
+            number = column_group(digits, element, width)
             for i in range(1, n):
                 number *= 3
-                number += digits[..., element + i * width : element + (i + 1) * width]
+                number += column_group(digits, element + i * width, width)
             number *= 3 ** (5 - n)
-            raw[part, :, first : first + width] = _BYTE_OF_NUMBER[number]
+            out[:, first : first + width] = _BYTE_OF_NUMBER[number]
     return raw.reshape(-1)
 
 
@@ -165,13 +168,14 @@ def _tq2_0_codes(blocks: Raw) -> Raw:
 
 def _tq1_0_trits(blocks: Raw) -> Trits:
     n_row, n_block = blocks.shape[:2]
-    trits = np.empty((n_row, n_block, BLOCK_SCALE), np.int8)
+    trits = np.empty((n_row, n_block * BLOCK_SCALE), np.int8)
     for part in chunks(n_row, n_block * BLOCK_SCALE):
-        out = trits[part]
+        out = trits[part].reshape(-1, BLOCK_SCALE)
         for first, width, n, element in _TQ1_PARTS:
-            for i, digit in enumerate(_digits(np.ascontiguousarray(blocks[part, :, first : first + width]), n)):
-                out[..., element + i * width : element + (i + 1) * width] = digit
-    return trits.reshape(n_row, -1)
+            packed = np.ascontiguousarray(blocks[part, :, first : first + width]).reshape(-1, width)
+            for i, digit in enumerate(_digits(packed, n)):
+                put_column_group(out, element + i * width, digit)
+    return trits
 
 
 def _digits(packed: Raw, n: int) -> Iterator[Trits]:
