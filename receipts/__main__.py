@@ -63,7 +63,8 @@ def _print(report: Report, *, every: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(soft_wrap=False, highlight=False)
+    # A pipe or a CI log has no width of its own, and 80 columns fold every path.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     table = Table(title=f"Receipt {escape(report.file)}", title_justify="left", header_style="bold", expand=False)
     table.add_column("")
     table.add_column("check", no_wrap=True)
@@ -84,15 +85,14 @@ def _print(report: Report, *, every: bool) -> None:
 def _short(level: str, rows: list[Check]) -> Check:
     """One line for a level in which no check failed."""
     if all(check.outcome == "pass" for check in rows):
-        return Check(
-            level=rows[0].level, name=level, outcome="pass", message=f"{len(rows)} checks hold (--all lists them)"
-        )
+        return Check(level=rows[0].level, name=level, outcome="pass", message=f"{len(rows)} hold (--all lists them)")
     return Check(level=rows[0].level, name=level, outcome="inconclusive", message=rows[0].message)
 
 
 def _verdict(report: Report) -> str:
     if not report.valid:
-        return f"Invalid: {len([c for c in report.failures if c.level != 'gate'])} findings. Nothing in it can be relied on."
+        findings = sum(check.level != "gate" for check in report.failures)
+        return f"Invalid: {findings} finding{'s' * (findings != 1)}. Nothing in it can be relied on."
     if report.gate_passed is None:
         return "Valid. The gate was not asked."
     return "Valid, and the gate passed." if report.gate_passed else "Valid, but the gate failed."
@@ -101,7 +101,7 @@ def _verdict(report: Report) -> str:
 def main() -> None:
     """The command line; a user's mistake is one sentence on standard error, never a traceback."""
     try:
-        app()
+        app(prog_name="python -m receipts")
     except ReceiptError as error:
         print(f"receipts: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

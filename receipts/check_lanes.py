@@ -121,9 +121,7 @@ def lanes_located(view: View) -> Iterator[Finding]:
             yield f"{path}.located.layer", f"the model has no layer {found.layer}"
 
 
-@rule(
-    "lanes.blame", "A side is blamed only where a rung failed; the reference only by a vote, a cause or its self-check."
-)
+@rule("lanes.blame", "Blame needs a rung that failed, and blaming the reference a vote, a cause or its self-check.")
 def lanes_blame(view: View) -> Iterator[Finding]:
     """Blaming the reference clears the engine, so it needs a witness."""
     failed_checks = {
@@ -158,7 +156,7 @@ def lanes_cause(view: View) -> Iterator[Finding]:
 
 @rule(
     "lanes.known_deviation",
-    "A known deviation is proven only if the reference is blamed, the operation located, and a cause explains 0.9 of it.",
+    "A known deviation is proven only with the reference blamed, the operation located and 0.9 of it explained.",
 )
 def lanes_known_deviation(view: View) -> Iterator[Finding]:
     """Otherwise a declaration would be a pass for anything."""

@@ -73,7 +73,7 @@ def identity_times(view: View) -> Iterator[Finding]:
         return
     if written > view.now + FUTURE_SLACK:
         yield "timestamp", f"{view.receipt.timestamp} lies in the future"
-    if written < started - timedelta(seconds=1):  # one of the two may have been cut to whole seconds
+    if written - started < timedelta(seconds=-1):  # one of the two may have been cut to whole seconds
         yield "timestamp", f"{view.receipt.timestamp} is before the start {identity.started}"
     if abs((written - started).total_seconds() - identity.seconds) > CLOCK_SLACK.total_seconds():
         yield "identity.seconds", f"{identity.seconds:g} s, but start and writing are {written - started} apart"
@@ -196,7 +196,7 @@ def cases_digests(view: View) -> Iterator[Finding]:
     """A digest copied from case to case shows here."""
     names: set[object] = set()
     logits_of: dict[object, str] = {}
-    ids_of: dict[str, object] = {}
+    ids_of: dict[str, tuple[int, ...]] = {}
     for i, case in enumerate(view.receipt.cases):
         place = key(case.model, case.numerics)
         if (place, case.name) in names:
@@ -206,7 +206,8 @@ def cases_digests(view: View) -> Iterator[Finding]:
         ids = (place, case.ids_sha256, case.logits_shape, len(case.prompt_ids))
         if view.receipt.deterministic and logits_of.setdefault(ids, case.logits_sha256) != case.logits_sha256:
             yield f"cases[{i}].logits_sha256", "the same ids gave other logits before"
-        if ids_of.setdefault(case.logits_sha256, ids[:2]) != ids[:2]:
+        read = (*case.prompt_ids, *case.generated_ids)[: next(iter(case.logits_shape), 0)]
+        if ids_of.setdefault(case.logits_sha256, read) != read:
             yield f"cases[{i}].logits_sha256", "other ids gave exactly these logits before"
 
 
@@ -230,7 +231,7 @@ def performance_rate(view: View) -> Iterator[Finding]:
 
 @rule(
     "performance.subject",
-    "What was timed is a model of the receipt, run by the engine or by a reference that was there.",
+    "What was timed is a model of the receipt, run by the engine or a reference that was there.",
 )
 def performance_subject(view: View) -> Iterator[Finding]:
     """On at least one thread."""
@@ -250,7 +251,7 @@ def performance_subject(view: View) -> Iterator[Finding]:
 
 @rule(
     "determinism.runs",
-    "Determinism is two or more recorded runs, one a setting, equal exactly where their digests are.",
+    "Determinism is two or more recorded runs, equal exactly where their digests are.",
 )
 def determinism_runs(view: View) -> Iterator[Finding]:
     """A variable that asks for it proves nothing."""

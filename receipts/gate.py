@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from receipts.lanes import Lane
+from receipts.lanes import gate_reason
 from receipts.record import Receipt
 
 GateOutcome = Literal["pass", "fail"]
@@ -49,12 +49,12 @@ def _demands(receipt: Receipt) -> Iterator[GateResult]:
         else "no lane is required, so nothing is shown",
     )
     for i, lane in required:
-        met, why = _lane(lane)
+        met, why = gate_reason(lane)
         yield _result(f"gate.lane.{lane.name}", f"lanes[{i}]", met=met, why=why)
     for i, lane in enumerate(receipt.lanes):
         stale = lane.known_deviation is not None and not lane.deviates_as_declared
         if stale and not lane.required:
-            yield _result(f"gate.lane.{lane.name}", f"lanes[{i}].known_deviation", met=False, why=_stale(lane))
+            yield _result(f"gate.lane.{lane.name}", f"lanes[{i}].known_deviation", met=False, why=gate_reason(lane)[1])
     yield _result(
         "gate.compute_path",
         "compute_path",
@@ -81,28 +81,6 @@ def _demands(receipt: Receipt) -> Iterator[GateResult]:
         met=not receipt.corrections,
         why=f"{len(receipt.corrections)} corrections to the model" if receipt.corrections else "the model is as it is",
     )
-
-
-def _lane(lane: Lane) -> tuple[bool, str]:
-    """Whether a required lane meets the gate, and why."""
-    if lane.known_deviation is not None:
-        return lane.deviates_as_declared, (
-            f"deviates as declared and proven: {lane.known_deviation.reason}"
-            if lane.deviates_as_declared
-            else _stale(lane)
-        )
-    outcomes = {rung.name: rung.outcome for rung in lane.rungs}
-    for name in lane.required_rungs:
-        if outcomes.get(name) != "pass":
-            return False, f"required rung {name} is {outcomes.get(name, 'absent')}"
-    if lane.outcome != "pass":
-        return False, f"the lane is {lane.outcome}"
-    return True, f"climbed to {lane.climbed or 'nothing'}"
-
-
-def _stale(lane: Lane) -> str:
-    name = lane.known_deviation.name if lane.known_deviation else ""
-    return f"the known deviation {name!r} was not found again; remove the declaration if it is mended"
 
 
 def _result(name: str, path: str, *, met: bool, why: str) -> GateResult:

@@ -207,6 +207,26 @@ class Lane(Record):
         return self.known_deviation is not None and self.known_deviation.status == "proven"
 
 
+def gate_reason(lane: Lane) -> tuple[bool, str]:
+    """Whether a lane meets what a gate asks of a required lane, and why in one sentence.
+
+    It passed with every required rung; or, where a deviation was declared, exactly that was proven again. A
+    declaration that was not found again is stale and fails, so that none outlives its fault.
+    """
+    declared = lane.known_deviation
+    if declared is not None:
+        if lane.deviates_as_declared:
+            return True, f"deviates as declared, proven again: {declared.reason}"
+        return False, f"the known deviation {declared.name!r} was not found again; remove it if it is mended"
+    for name in lane.required_rungs:
+        rung = lane.rung(name)
+        if rung is None or rung.outcome != "pass":
+            return False, f"required rung {name}: {f'{rung.outcome}; {rung.why}' if rung else 'absent'}"
+    if lane.outcome != "pass":
+        return False, f"the lane ended as {lane.outcome}"
+    return True, f"climbed to {lane.climbed or 'nothing'}"
+
+
 def climb(rungs: Sequence[Rung], required_rungs: Collection[str] = ()) -> RungName | None:
     """The last rung passed on the way up; None if the first was not.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
+from receipts.errors import ReceiptError
 from receipts.evidence import Ledger
 from receipts.record import Receipt
 from receipts.subject import Model
+from receipts.tables import Row
 
 #: (path, what is wrong there)
 Finding = tuple[str, str]
@@ -26,12 +27,12 @@ class View:
 
     Attributes:
         receipt: Typed and valid by the schema.
-        path: Its file; side files lie beside it.
+        tables: Rows of its side files, in their order, or why one cannot be read.
         now: The verifier's clock, UTC.
     """
 
     receipt: Receipt
-    path: Path
+    tables: tuple[list[Row] | ReceiptError, ...]
     now: datetime
 
     def models(self) -> dict[str, Model]:

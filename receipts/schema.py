@@ -142,7 +142,7 @@ def _validator(definition: str) -> Any:  # noqa: ANN401  # jsonschema's validato
     return Draft202012Validator({"$ref": f"#/$defs/{definition}", "$defs": load()["$defs"]})
 
 
-def problems(data: Anything, *, definition: str = "Receipt", limit: int = 100) -> list[ReceiptError]:
+def problems(data: Anything, *, definition: str = "Receipt", limit: int = 20) -> list[ReceiptError]:
     """Every breach of the schema in `data`, at most `limit`, in the order of their paths."""
     found = []
     for breach in _validator(definition).iter_errors(data):

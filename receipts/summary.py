@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from receipts.evidence import Accuracy, Case, Determinism, Ledger, Performance, Reference
-from receipts.lanes import Lane
+from receipts.lanes import Lane, gate_reason
 from receipts.record import (
     SCHEMA_VERSION,
     Claims,
@@ -143,8 +143,8 @@ def count_rungs(lanes: Sequence[Lane]) -> TestResults:
 def count_lanes(lanes: Sequence[Lane]) -> Parity:
     """Lanes by what the gate makes of them."""
     required = [lane for lane in lanes if lane.required]
-    passed = [lane for lane in required if lane.outcome == "pass"]
-    deviations = [lane for lane in required if lane.outcome != "pass" and lane.deviates_as_declared]
+    deviations = [lane for lane in required if lane.deviates_as_declared]
+    passed = [lane for lane in required if gate_reason(lane)[0] and not lane.deviates_as_declared]
     failed = len(required) - len(passed) - len(deviations)
     return Parity(
         status="inconclusive" if not required else "failed" if failed else "ok",

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import receipts.check_files
@@ -23,10 +22,11 @@ import receipts.check_runs  # noqa: F401  # importing the four enters their rule
 from receipts.codec import digest_of
 from receipts.errors import MissingReceiptError, ReceiptError
 from receipts.gate import gate as demands
-from receipts.read import decode, load
-from receipts.record import Receipt
+from receipts.read import decode, load, read_table
+from receipts.record import Receipt, SideFile
 from receipts.rule import RULES, View
 from receipts.schema import problems
+from receipts.tables import Row
 
 Level = Literal["form", "consistency", "gate"]
 CheckOutcome = Literal["pass", "fail", "inconclusive"]
@@ -120,7 +120,7 @@ def verify(path: str | PathLike[str], *, gate: bool = True, now: datetime | None
         checks += [_left_out("consistency", name) for name in RULES]
         checks += [_left_out("gate", "gate")] if gate else []
         return Report(file=file, checks=tuple(checks))
-    view = View(receipt, Path(path), now or datetime.now(UTC))
+    view = View(receipt, tuple(_table(path, side) for side in receipt.side_files), now or datetime.now(UTC))
     checks += _consistency(view)
     if gate:
         checks += [
@@ -128,6 +128,13 @@ def verify(path: str | PathLike[str], *, gate: bool = True, now: datetime | None
             for demand in demands(receipt)
         ]
     return Report(file=file, checks=tuple(checks), receipt=receipt)
+
+
+def _table(path: str | PathLike[str], side: SideFile) -> list[Row] | ReceiptError:
+    try:
+        return read_table(path, side)
+    except ReceiptError as error:
+        return error
 
 
 def _form(file: str) -> tuple[list[Check], Receipt | None]:
@@ -143,13 +150,15 @@ def _form(file: str) -> tuple[list[Check], Receipt | None]:
     try:
         receipt = decode(data)
     except ReceiptError as error:
-        checks.append(_finding("form.version" if error.path == "schema_version" else "form.fields", error))
-        return checks, None
+        if error.path == "schema_version":
+            return [*checks, _finding("form.version", error)], None
+        others = [breach for breach in problems(data) if breach.path != error.path]
+        return checks + [_finding("form.fields", error)] + [_finding("form.schema", b) for b in others], None
     checks.append(
         Check(level="form", name="form.fields", outcome="pass", message="Version, fields and types are known here.")
     )
     breaches = problems(data)
-    checks += [_finding("form.schema", breach) for breach in breaches[:MAX_FINDINGS]] or [
+    checks += [_finding("form.schema", breach) for breach in breaches] or [
         Check(level="form", name="form.schema", outcome="pass", message="It fits the schema.")
     ]
     digest = digest_of(data)
@@ -178,7 +187,8 @@ def _consistency(view: View) -> Iterator[Check]:
 
 
 def _finding(name: str, error: ReceiptError) -> Check:
-    return Check(level="form", name=name, outcome="fail", path=error.path, message=error.reason)
+    message = error.reason if error.remedy is None else f"{error.reason}; {error.remedy}"
+    return Check(level="form", name=name, outcome="fail", path=error.path, message=message)
 
 
 def _left_out(level: Level, name: str) -> Check:
