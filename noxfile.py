@@ -77,7 +77,7 @@ def fixtures(session: nox.Session) -> None:
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
     """Build the wheel and the sdist into dist/ and check what the wheel holds."""
-    install(session, "test", project=False)
+    install(session, "test")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist")
     session.run("python", "-m", "pytest", "-m", "", "tests/test_wheel.py", *session.posargs)
@@ -88,7 +88,7 @@ def install(session: nox.Session, *groups: str, project: bool = True) -> None:
     packages = nox.project.dependency_groups(PYPROJECT, *groups)
     if project:
         packages += ("--editable", ".")
-        session.env["NUMBA_CACHE_DIR"] = str(session.cache_dir / "numba" / kernels_key())
+        session.env["NUMBA_CACHE_DIR"] = str((session.cache_dir / "numba" / kernels_key()).resolve())
     install_once(session, "packages", *packages)
 
 
@@ -99,7 +99,8 @@ def install_once(session: nox.Session, name: str, *arguments: str, env: dict[str
         key.update((ROOT / file).read_bytes())
     stamp = Path(session.virtualenv.location) / f"{name}.installed"
     if not stamp.exists() or stamp.read_text() != key.hexdigest():
-        session.install("--constraint", "requirements.lock", *arguments, env=env)
+        # Byte code is left to the first import: most modules never are, and it is half of pip's time.
+        session.install("--no-compile", "--constraint", "requirements.lock", *arguments, env=env)
         stamp.write_text(key.hexdigest())
 
 
@@ -113,17 +114,16 @@ def use_llama_cpp(session: nox.Session) -> None:
     """Make llama.cpp importable: its Python package here, its library built once into the user's cache.
 
     Without a compiler this warns and goes on: the lanes against llama.cpp then say that they could not run.
-    A library of the user's own, named by LLAMA_CPP_LIB_PATH, is taken as it is.
+    A library of the user's own is named by LLAMA_CPP_LIB_PATH.
     """
     python_only = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
     extra = PYPROJECT["project"]["optional-dependencies"]["llama-cpp"]
     try:
         # pip would keep this wheel without a library and hand it to the user's other projects: hence no cache.
         install_once(session, "llama-cpp", "--no-cache-dir", *extra, env=python_only)
-        if not session.env.get("LLAMA_CPP_LIB_PATH"):
-            # Its progress goes to stderr and is shown; the last line of stdout is the folder.
-            answer = session.run("python", "-m", "reference.llama_cpp_build", silent=True, stderr=None, log=False)
-            session.env["LLAMA_CPP_LIB_PATH"] = str(answer).strip().split("\n")[-1]
+        # Its progress goes to stderr and is shown; the last line of stdout is the folder.
+        answer = session.run("python", "-m", "reference.llama_cpp_build", silent=True, stderr=None, log=False)
+        session.env["LLAMA_CPP_LIB_PATH"] = str(answer).strip().split("\n")[-1]
     except CommandFailed:
         session.warn("llama.cpp could not be set up (see above): what is compared with it will be `unsupported`.")
 
