@@ -5,9 +5,10 @@ The console, the page and the ladder picture all say it with these words.
 
 from __future__ import annotations
 
+import math
 import re
 
-from receipts.record import Lane, Rung
+from receipts.lanes import Lane, Rung, gate_reason
 
 #: Outcome → the symbol beside its word, and what stands for it where the encoding has no such letters.
 SYMBOLS = {"pass": "✓", "fail": "✗", "error": "!", "unsupported": "–", "inconclusive": "?"}
@@ -37,10 +38,8 @@ def number(value: float | None) -> str:
 
 def percent(share: float) -> str:
     """A share in per cent; never rounded up to all of it."""
-    value = share * 100
-    if 99.9 < value < 100:
-        return "> 99.9 %"
-    return f"{value:.1f}".removesuffix(".0") + " %"
+    value = math.floor(round(share * 1000, 6)) / 10
+    return f"{value:.1f}".removesuffix(".0") + "%"
 
 
 def times(ratio: float) -> str:
@@ -54,10 +53,10 @@ def place(tap: str, layer: int) -> str:
 
 
 def counts(lane: Lane) -> bool:
-    """Whether the gate is content with this lane: it is not required, or it passed, or deviates as declared."""
-    if lane.known_deviation is not None:
-        return lane.deviates_as_declared or not lane.required
-    return not lane.required or lane.outcome == "pass"
+    """Whether the gate is content with this lane. A stale declaration never is, even of a lane that is not required."""
+    if not lane.required and lane.known_deviation is None:
+        return True
+    return gate_reason(lane)[0]
 
 
 def gate(lane: Lane) -> str:
@@ -111,8 +110,10 @@ def sentence(lane: Lane) -> str:
         clauses.append(f"the reference is wrong{_explained(lane)}")
     elif lane.blame == "engine":
         clauses.append(f"the engine is wrong{_explained(lane)}")
-    elif stop is None:
-        clauses.append("every rung passed")
+    elif stop is None or lane.outcome == "pass":
+        clauses.append("passed")
+    elif all(rung.outcome == "unsupported" for rung in lane.rungs):
+        clauses.append("could not be compared" + _reason(stop))
     else:
         clauses.append(f"{stop.name} {_IN_WORDS[stop.outcome]}{_reason(stop)}")
         if lane.cause is not None:
@@ -121,14 +122,13 @@ def sentence(lane: Lane) -> str:
     return f"{lane.name}: {'; '.join(clauses)}."
 
 
-def missing_rungs(lane: Lane) -> str | None:
-    """Which rungs of a lane that passed could not be compared, and why; None if all were."""
-    missing = [rung for rung in lane.rungs if rung.outcome == "unsupported"]
-    if not missing:
-        return None
-    reasons = dict.fromkeys(rung.why.strip().rstrip(".") for rung in missing if rung.why.strip())
-    names = ", ".join(rung.name for rung in missing)
-    return f"{lane.name}: not compared: {names}" + (f" ({'; '.join(reasons)})" if reasons else "") + "."
+def missing_rungs(lane: Lane) -> list[str]:
+    """The rungs of a lane that could not be compared, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for rung in lane.rungs:
+        if rung.outcome == "unsupported":
+            reasons.setdefault(rung.why.strip().rstrip("."), []).append(rung.name)
+    return [", ".join(names) + (f" ({why})" if why else "") for why, names in reasons.items()]
 
 
 def _evidence(lane: Lane) -> list[str]:
@@ -187,8 +187,8 @@ def _cause_name(lane: Lane) -> str:
 
 
 def _value(hypothesis: str) -> str:
-    """`activation=silu` is read as "silu"; whatever has no such form stays."""
-    return re.sub(r"(?<![^\s+&,])[a-z_]+=", "", hypothesis)
+    """`activation=silu` is read as "silu"; a number keeps its name."""
+    return re.sub(r"\b[a-z_]+=(?=[a-z])", "", hypothesis)
 
 
 def _reason(rung: Rung) -> str:

@@ -151,7 +151,7 @@ def _layers(cells: pd.DataFrame) -> int:
 
 def _map_height(cells: pd.DataFrame) -> float:
     n_layer = _layers(cells)
-    return max(0.75, n_layer * (0.2 if n_layer <= 8 else 0.11))
+    return min(max(0.75, n_layer * (0.2 if n_layer <= 8 else 0.11)), 2.4)
 
 
 def _panel(
@@ -213,10 +213,11 @@ class _Drawn:
 def _summary(cells: pd.DataFrame) -> str:
     failed = cells[cells["outcome"] == "fail"]
     worst = cells.iloc[0]  # `_cells` sorts the worst to the front
-    where = f"{number(worst['ratio'])} at {place(str(worst['tap']), int(worst['layer']))}"
+    size = number(worst["ratio"]) if pd.notna(worst["ratio"]) else "not a number"
+    where = f"{size} at {place(str(worst['tap']), int(worst['layer']))}"
     if failed.empty:
         exact = int((cells["ratio"] == 0).sum())
-        return f"{len(cells)} inside the limit, {exact} exact; worst {where}"
+        return f"{len(cells)} inside, {exact} exact; worst {where}"
     return f"{len(failed)} of {len(cells)} beyond the limit; worst {where}"
 
 
@@ -241,7 +242,7 @@ def _legend(figure: Figure, page: Axes, scale: _Scale) -> None:
     for x, label, value, outcome in (
         (0.0, "exactly equal", 0.0, "pass"),
         (1.35, "not compared", np.nan, "unsupported"),
-        (2.7, "beyond limit", scale.high, "fail"),
+        (2.7, "beyond limit", (scale.limit * scale.high**2) ** (1 / 3), "fail"),
     ):
         drawn.add(x / _KEY + 0.5, 0.1 / _KEY, 1.0, value, outcome, scale)
         write(keys, x / _KEY + 1.3, 0.1 / _KEY + 0.5, label, size=SMALL)
