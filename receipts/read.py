@@ -62,6 +62,8 @@ def decode(data: dict[str, Any]) -> Receipt:
 
 def check_version(version: object) -> None:
     """Same major, same or older minor. Raises `ReceiptError` otherwise."""
+    if version is None:
+        raise ReceiptError("required field is missing", path="schema_version")
     match = _VERSION.fullmatch(version) if isinstance(version, str) else None
     if match is None:
         raise ReceiptError(f"{str(version)!r:.60} is not a version", path="schema_version", remedy="such as 1.0.0")
@@ -142,6 +144,8 @@ def _parse(content: bytes, file: str) -> Anything:
         depth += 1 if bracket in b"[{" else -1
         if depth > MAX_DEPTH:
             raise ReceiptLimitError(f"nests deeper than {MAX_DEPTH}", file=file)
+    if not content.strip():
+        raise ReceiptError("is empty", file=file)
     try:
         return json.loads(content.decode("utf-8"), object_pairs_hook=_object)
     except ReceiptError as error:

@@ -48,6 +48,7 @@ SCALARS: Mapping[str, dict[str, Any]] = {
     "share": {"type": "number", "maximum": 1},
     "rows_file": {"type": "string", "pattern": "^rows/[0-9a-f]{64}\\.json" + _END},
 }
+_REQUIRED = re.compile("'(.+)' is a required property")
 _PLAIN: Mapping[type, dict[str, Any]] = {
     str: {"type": "string"},
     bool: {"type": "boolean"},
@@ -147,7 +148,14 @@ def problems(data: Anything, *, definition: str = "Receipt", limit: int = 20) ->
     found = []
     for breach in _validator(definition).iter_errors(data):
         error = breach.context[0] if breach.context else breach  # the first arm of an anyOf is the rule itself
-        found.append(ReceiptError(error.message[:300], path=_path(error.absolute_path)))
+        missing = _REQUIRED.fullmatch(error.message) if error.validator == "required" else None
+        if missing:
+            error.path.append(missing[1])
+        found.append(
+            ReceiptError(
+                "required field is missing" if missing else error.message[:300], path=_path(error.absolute_path)
+            )
+        )
         if len(found) >= limit:
             break
     return sorted(found, key=lambda error: error.path)
