@@ -249,6 +249,8 @@ class Oracle:
             raise ValueError("a request needs at least one token id")
         if request.n_batch is not None and not 1 <= request.n_batch <= n_token:
             raise ValueError(f"n_batch is {request.n_batch}, not 1 … {n_token}")
+        if request.n_greedy < 0:
+            raise ValueError(f"n_greedy is {request.n_greedy}, not 0 or more")
         if bad := [i for i in request.ids if not 0 <= i < self.n_vocab]:
             raise ValueError(f"token id {bad[0]} is outside the vocabulary of {self.n_vocab}")
         lock = request.lock or {}

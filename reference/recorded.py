@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,14 @@ class Recorded:
     def __init__(self, model: str | Path, recording: str | Path) -> None:
         self._folder = Path(recording)
         manifest = _json(self._folder / "manifest.json")
-        build: Mapping[str, str] = manifest["build"]
         sha256 = _sha256(Path(model))
+        try:
+            self._read(manifest, str(model), sha256)
+        except KeyError as error:
+            raise ReferenceUnavailableError(f"{self._folder / 'manifest.json'} lacks {error}") from error
+
+    def _read(self, manifest: Mapping[str, Any], model: str, sha256: str) -> None:
+        build: Mapping[str, str] = manifest["build"]
         by_hash = {entry["sha256"]: (name, entry) for name, entry in manifest["models"].items()}
         if sha256 not in by_hash:
             same_name = [e["sha256"] for e in manifest["models"].values() if e["file"] == Path(model).name]
@@ -230,7 +237,7 @@ class Recorded:
         try:
             with np.load(self._folder / file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ReferenceUnavailableError(f"{self._folder / file} cannot be read: {error}") from error
 
 
