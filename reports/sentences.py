@@ -9,6 +9,7 @@ import math
 import re
 
 from receipts.lanes import Lane, Rung, gate_reason
+from receipts.record import Receipt
 
 #: Outcome → the symbol beside its word, and what stands for it where the encoding has no such letters.
 SYMBOLS = {"pass": "✓", "fail": "✗", "error": "!", "unsupported": "–", "inconclusive": "?"}
@@ -95,6 +96,20 @@ def stopped_at(lane: Lane) -> Rung | None:
 def near_ties(lane: Lane) -> int:
     """How many different tokens the noise explains."""
     return len({(tie.case, tie.position) for rung in lane.rungs for tie in rung.near_ties})
+
+
+def tally(receipt: Receipt) -> str:
+    """Lanes and near-ties of a receipt, counted."""
+    required = [lane for lane in receipt.lanes if lane.required]
+    passed = sum(counts(lane) and lane.known_deviation is None for lane in required)
+    said = [f"{passed} of {len(required)} required lanes passed"]
+    if deviate := sum(lane.deviates_as_declared for lane in required):
+        said.append(f"{deviate} deviate{'s' * (deviate == 1)} as declared")
+    if more := len(receipt.lanes) - len(required):
+        said.append(f"{more} more not required")
+    if ties := sum(near_ties(lane) for lane in receipt.lanes):
+        said.append(f"{ties} near-tie{'s' * (ties > 1)}")
+    return ", ".join(said)
 
 
 def simply_passed(lane: Lane) -> bool:

@@ -78,20 +78,11 @@ def show(receipt: Receipt, on: Console | None = None) -> None:
 
 def conclusion(receipt: Receipt) -> list[str]:
     """What the receipt comes to: lanes counted, and what the gate refuses."""
-    parity = receipt.parity
-    shown = [f"{parity.passed} of {parity.required} required lanes passed"]
-    if parity.deviations:
-        shown.append(f"{parity.deviations} deviate as declared" if parity.deviations > 1 else "1 deviates as declared")
-    ties = sum(sentences.near_ties(lane) for lane in receipt.lanes)
-    if ties:
-        shown.append(f"{ties} near-tie" + ("s" if ties > 1 else ""))
-    if parity.lanes > parity.required:
-        shown.append(f"{parity.lanes - parity.required} more not required")
     refused = [result for result in gate(receipt) if result.outcome != "pass"]
     if not refused:
-        return [f"Passed: {', '.join(shown)}."]
+        return [f"Passed: {sentences.tally(receipt)}."]
     reasons = [f"  {result.name.removeprefix('gate.lane.').removeprefix('gate.')}: {result.why}" for result in refused]
-    return [f"Not passed: {', '.join(shown)}. The gate refuses:", *reasons]
+    return [f"Not passed: {sentences.tally(receipt)}. The gate refuses:", *reasons]
 
 
 def _remarks(receipt: Receipt) -> list[str]:

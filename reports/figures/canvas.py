@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -161,3 +162,20 @@ def plain(text: str) -> str:
 def columns_of(names: Sequence[str]) -> int:
     """Panels side by side: one alone takes the whole width."""
     return 1 if len(names) == 1 else 2
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes a figure as PNG and SVG; equal data gives equal bytes.
+
+    Args:
+        figure: What was drawn.
+        stem: Path without a suffix.
+
+    Returns:
+        The two files.
+    """
+    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    with settings():
+        figure.savefig(files[0], metadata={"Software": None})
+        figure.savefig(files[1], metadata={"Date": None})
+    return files

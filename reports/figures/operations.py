@@ -171,7 +171,7 @@ def _panel(
     every = 1 if n_layer <= 8 else 5
     axes.set_yticks(range(0, n_layer, every), [str(layer) for layer in range(0, n_layer, every)], fontsize=SMALL)
     axes.set_ylabel("layer", fontsize=SMALL, labelpad=2)
-    axes.set_xticks(range(len(taps)), list(taps) if labelled else [""] * len(taps), fontsize=SMALL, rotation=90)
+    axes.set_xticks(range(len(taps)) if labelled else (), taps if labelled else (), fontsize=SMALL, rotation=90)
     axes.tick_params(length=2, pad=2)
 
 

@@ -1,0 +1,59 @@
+"""`python -m reports`: a receipt as a report folder, a table, or the summary of a CI step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import receipts
+from reports.build import ReportError, write_report
+from reports.markdown import summary
+from reports.table import console, show
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A receipt as pictures, pages and tables.",
+)
+ReceiptPath = Annotated[Path, typer.Argument(help="The receipt.", metavar="RECEIPT")]
+
+
+@app.command()
+def build(
+    receipt: ReceiptPath = Path("ci/inference.json"),
+    out: Annotated[Path, typer.Option(help="The report folder.")] = Path("build/crossval"),
+) -> None:
+    """Write report.md and the four pictures (PNG and SVG)."""
+    made = write_report(receipt, out)
+    print(f"wrote {made.page} and {len(made.pictures)} pictures")
+
+
+@app.command(name="table")
+def table_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
+    """Print the table and a sentence for each finding."""
+    show(receipts.read(receipt), console())
+
+
+@app.command(name="summary")
+def summary_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
+    """Print the summary for a CI step, as Markdown."""
+    sys.stdout.buffer.write(summary(receipts.read(receipt)).encode())
+
+
+def main() -> None:
+    """The command line; a user's mistake is one sentence on standard error, never a traceback."""
+    try:
+        app(prog_name="python -m reports")
+    except (receipts.ReceiptError, ReportError) as error:
+        print(f"reports: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
