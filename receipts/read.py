@@ -128,9 +128,10 @@ def _bytes(path: Path, limit: int) -> bytes:
         raise MissingReceiptError(
             f"cannot be read ({reason})", file=str(path), remedy="`nox -s crossval` writes ci/inference.json"
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise MissingReceiptError("is not a file", file=str(path))
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise MissingReceiptError("is not a file", file=str(path))
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise ReceiptLimitError(f"is larger than {limit} bytes", file=str(path))

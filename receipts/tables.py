@@ -77,8 +77,8 @@ def _cell(kind: str, value: Anything, path: str) -> Anything:
         return value
     if kind == "flag" and isinstance(value, bool):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if kind == "measured" and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if kind == "measured":
             return value
         if kind in ("integer", "place") and value == int(value) and abs(value) <= MAX_SAFE:
             return int(value)

@@ -1,0 +1,125 @@
+"""The command: tables for people, JSON for machines, exit codes, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.receipts.build import HERE
+from receipts.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["receipts", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return caught.value.code, out, err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+def test_a_good_receipt_passes(call):
+    code, out, _ = call("verify", HERE / "valid" / "full.json")
+    assert code == 0
+    assert "Valid, and the gate passed." in out
+    assert "gate.lane.tiny-silu / llama.cpp" in out
+
+
+def test_a_failed_gate_says_which_rung(call):
+    code, out, _ = call("verify", HERE / "valid" / "gate-failed.json")
+    assert code == 1
+    assert "required rung greedy" in out
+    assert "but the gate failed" in out
+
+
+def test_the_gate_can_be_left_out(call):
+    code, out, _ = call("verify", HERE / "valid" / "gate-failed.json", "--no-gate")
+    assert code == 0
+    assert "not asked" in out
+
+
+def test_a_lie_is_shown_with_its_place(call):
+    code, out, _ = call("verify", HERE / "invalid" / "ledger-layer-skipped.json")
+    assert code == 5
+    assert "ledger.rows" in out
+    assert "ledger[0].entries" in out
+    assert "1 finding. Nothing in it can be relied on." in out
+
+
+def test_a_broken_text_is_shown_plainly(call):
+    code, out, _ = call("verify", HERE / "invalid" / "cut-short.json")
+    assert code == 5
+    assert "is not JSON" in out
+    assert "not checked" in out
+
+
+def test_all_checks_can_be_listed(call):
+    _, out, _ = call("verify", HERE / "valid" / "minimal.json", "--all")
+    assert "ledger.calls" in out
+    assert "passes × 7 × layers" in out
+
+
+def test_json_is_json(call):
+    code, out, _ = call("verify", HERE / "invalid" / "rate-invented.json", "--format", "json")
+    data = json.loads(out)
+    assert code == data["exit_code"] == 5
+    assert [check["name"] for check in data["checks"] if check["outcome"] == "fail"] == ["performance.rate"]
+
+
+def test_a_missing_file_is_wrong_usage(call, tmp_path):
+    code, out, err = call("verify", tmp_path / "none.json")
+    assert code == 2
+    assert not out
+    assert "cannot be read" in err
+    assert "nox -s crossval" in err
+
+
+@pytest.mark.parametrize("arguments", [["verify", "--format", "xml"], ["verify", "--mood"], ["veryfi"]])
+def test_wrong_usage_is_2(call, arguments):
+    assert call(*arguments)[0] == 2
+
+
+def test_help_helps(call):
+    code, out, _ = call("verify", "--help")
+    assert code == 0
+    for word in ("--format", "--no-gate", "--all", "Exit codes", "rows/"):
+        assert word in out
+
+
+def test_markup_in_a_receipt_is_only_text(call, tmp_path):
+    text = (HERE / "valid" / "gate-failed.json").read_text().replace("clear margins", "[bold]clear[/bold] [/] margins")
+    (tmp_path / "r.json").write_text(text)
+    code, out, _ = call("verify", tmp_path / "r.json")
+    assert code == 5
+    assert "[bold]clear[/bold] [/] margins" in out
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "receipts", "verify", str(HERE / "valid" / "minimal.json")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_receipts_loads_nothing_heavy():
+    program = "import sys, receipts; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["jsonschema", "rich", "typer", "numpy", "numba", "bitnet", "reference", "matplotlib"]
+    done = subprocess.run([sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,161 @@
+"""The verifier as a whole: true receipts hold, every lie is refused, and nothing brings it down."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from receipt_liars import NOW, check_liar
+
+from fixtures.receipts import sample
+from fixtures.receipts.build import HERE, TEXTS, build
+from fixtures.receipts.changes import ROWS
+from fixtures.receipts.holes import HOLES
+from receipts import MissingReceiptError, digest_of, write
+from receipts.rule import RULES
+from receipts.verify import MAX_FINDINGS, verify
+
+
+@pytest.mark.parametrize(("name", "code"), [("minimal", 0), ("full", 0), ("gate-failed", 1)])
+def test_receipts_that_hold(name, code):
+    report = verify(HERE / "valid" / f"{name}.json", now=NOW)
+    assert report.valid
+    assert report.exit_code == code
+    assert report.gate_passed is (code == 0)
+    assert {check.name for check in report.checks} >= set(RULES)
+
+
+def test_the_gate_is_asked_only_if_wanted():
+    report = verify(HERE / "valid" / "gate-failed.json", gate=False, now=NOW)
+    assert report.gate_passed is None
+    assert report.exit_code == 0
+
+
+@pytest.mark.parametrize("hole", [h for h in HOLES if h.rules.startswith("form.")], ids=lambda hole: hole.name)
+def test_each_liar_is_refused_by_its_form(hole):
+    check_liar(hole)
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "not-a-number"])
+def test_each_broken_text_is_refused(name):
+    report = verify(HERE / "invalid" / f"{name}.json", now=NOW)
+    assert report.exit_code == 5
+    assert not report.valid
+    assert report.gate_passed is None
+    assert report.receipt is None
+
+
+def test_not_a_number_is_refused_where_it_stands():
+    [finding] = verify(HERE / "invalid" / "not-a-number.json", now=NOW).failures
+    assert finding.path == "lanes[0].rungs[3].measured"
+
+
+def test_the_files_are_what_the_builder_makes(tmp_path):
+    build(tmp_path)
+    for folder in ("valid", "invalid"):
+        made = {p.relative_to(tmp_path): p.read_bytes() for p in (tmp_path / folder).rglob("*.json")}
+        kept = {p.relative_to(HERE): p.read_bytes() for p in (HERE / folder).rglob("*.json")}
+        assert made == kept, "build them again: python -m fixtures.receipts.build"
+
+
+def test_a_missing_file_is_no_verdict():
+    with pytest.raises(MissingReceiptError):
+        verify(HERE / "none.json")
+
+
+def test_all_findings_are_reported(tmp_path):
+    data = sample.minimal().to_dict()
+    data["cases"][0]["ids_sha256"] = sample.sha("other")
+    data["performance"][0]["tokens_per_second"] = 1e6
+    data["lanes"][0]["climbed"] = "quality"
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(data))
+    report = verify(path, now=NOW)
+    assert {check.name for check in report.failures} == {
+        "form.digest",
+        "cases.ids",
+        "performance.rate",
+        "lanes.outcome",
+    }
+
+
+def test_a_rule_broken_everywhere_is_cut_short(tmp_path):
+    data = sample.minimal().to_dict()
+    data["accuracy"] = [data["accuracy"][0] | {"passed": False}] * 100
+    data["digest"] = digest_of(data)
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(data))
+    findings = [check for check in verify(path, now=NOW).failures if check.name == "accuracy.passed"]
+    assert len(findings) == MAX_FINDINGS
+
+
+def test_whitespace_and_order_change_nothing(tmp_path):
+    data = sample.minimal().to_dict()
+    data["digest"] = digest_of(data)
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(dict(reversed(data.items())), indent=7))
+    assert verify(path, now=NOW).exit_code == 0
+
+
+def test_tables_are_verified_with_their_receipt(tmp_path):
+    path = tmp_path / "r.json"
+    receipt = write(sample.minimal(), path, ROWS)
+    assert verify(path, now=NOW).exit_code == 0
+    file = tmp_path / receipt.side_files[1].file
+    file.write_bytes(file.read_bytes().replace(b"1.25", b"1.35"))
+    assert [check.name for check in verify(path, now=NOW).failures] == ["side_files.content"]
+
+
+def test_the_report_is_json():
+    report = verify(HERE / "valid" / "full.json", now=NOW)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["exit_code"] == 0
+    assert data["digest"] == report.receipt.digest
+    assert len(data["checks"]) == len(report.checks)
+
+
+def places(data, way=()):
+    """Every place in JSON types."""
+    yield way
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for name, item in items:
+        yield from places(item, (*way, name))
+
+
+FULL = sample.full().to_dict()
+PLACES = [way for way in places(FULL) if way]
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 2),
+    st.integers(0, 2**64),
+    st.floats(),
+    st.sampled_from(["", "pass", "0" * 64, "rows/../x", "9999-12-31T23:59:59Z", "18446744073709551615", "\u2028"]),
+    st.text(max_size=4),
+    st.just([]),
+    st.just({}),
+)
+
+
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=4))
+def test_no_change_brings_the_verifier_down(tmp_path, changes):
+    data = deepcopy(FULL)
+    for way, value in changes:
+        inner = data
+        for step in way[:-1]:
+            try:
+                inner = inner[step]
+            except (KeyError, IndexError, TypeError):
+                break
+        else:
+            if isinstance(inner, dict) or (isinstance(inner, list) and way[-1] < len(inner)):
+                inner[way[-1]] = value
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(data))
+    assert verify(path, now=NOW).exit_code == 5  # the digest at least is stale
