@@ -169,6 +169,14 @@ class Oracle:
         use = h // (self.hyper.n_head // n_kv) if self.semantics.head_grouping == "block" else h % n_kv
         return cached.reshape(len(cached), n_kv, -1).transpose(1, 0, 2)[use]
 
+    def _activate(self, gate: Float64) -> Float64:
+        return _round(ACTIVATIONS[self.hyper.activation](gate), "f32")
+
+    def _head(self, x: Float64) -> Float64:
+        """x: [T, n_embd] → [T, n_vocab]."""
+        x = _round(x, self._when_single(self.numerics["head"], len(x)))
+        return self._weights[self.hyper.head].product(x)
+
     @staticmethod
     def _when_single(kind: str, n_token: int) -> str:
         return kind if not kind.endswith("_decode") else "f16" if n_token == 1 else "f32"
@@ -199,13 +207,12 @@ class Oracle:
             h = tap("ffn_norm", il, self._norm(x, f"blk.{il}.ffn_norm"))
             gate = tap("ffn_gate", il, self._project(h, il, "ffn_gate"))
             up = tap("ffn_up", il, self._project(h, il, "ffn_up"))
-            h = tap("ffn_act", il, _round(_round(ACTIVATIONS[self.hyper.activation](gate), "f32") * up, s.ffn_type))
+            h = tap("ffn_act", il, _round(self._activate(gate) * up, s.ffn_type))
             if self.hyper.sub_norms:
                 h = tap("ffn_sub_norm", il, self._norm(h, f"blk.{il}.ffn_sub_norm"))
             x = tap("l_out", il, x + tap("ffn_down", il, self._project(h, il, "ffn_down")))
         x = tap("result_norm", -1, self._norm(x, "output_norm"))
-        x = _round(x, self._when_single(self.numerics["head"], len(ids)))
-        logits = self._weights[self.hyper.head].product(x) * s.logit_scale
+        logits = self._head(x) * s.logit_scale
         return tap("result_output", -1, logits).astype(np.float32)
 
     # ---- the protocol -----------------------------------------------------------------------------------------
