@@ -49,31 +49,33 @@ _BINDING = 'CMAKE_ARGS="-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF" pip install llama-c
 
 _SMALL_FILE = 64 << 20
 
-_LEVEL_WARN, _LEVEL_CONTINUED = 3, 5
+_LEVEL_WARN, _LEVEL_ERROR, _LEVEL_CONTINUED = 3, 4, 5
 
 
 class _Log:
     """The last lines llama.cpp logged; warnings and errors also go to standard error, where a crash leaves them."""
 
     def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=200)
-        self._level = 0
+        self._lines: deque[tuple[int, str]] = deque(maxlen=200)
 
     def __call__(self, level: int, text: bytes | None, _user_data: object) -> None:
         said = (text or b"").decode("utf-8", "replace")
-        if level == _LEVEL_CONTINUED and self.lines:
-            self.lines[-1] += said
+        if level == _LEVEL_CONTINUED and self._lines:
+            level, before = self._lines.pop()
+            self._lines.append((level, before + said))
         else:
-            self._level = level
-            self.lines.append(said)
-        if self._level >= _LEVEL_WARN:
+            self._lines.append((level, said))
+        if level >= _LEVEL_WARN:
             sys.stderr.write(said)
 
+    def clear(self) -> None:
+        """Forget what was said about something else."""
+        self._lines.clear()
+
     def why(self) -> str:
-        """The line that says why a model was refused, else the last one."""
-        lines = [line.strip() for line in self.lines if line.strip()]
-        telling = [line for line in lines if "error" in line]
-        return (telling or lines or ["it does not say why"])[-1]
+        """The first error, which is the nearest to the cause, else the last line."""
+        errors = [said.strip() for level, said in self._lines if level == _LEVEL_ERROR]
+        return next(iter(errors), self._lines[-1][1].strip() if self._lines else "it does not say why")
 
 
 #: The logger of the library is global, so one callback is kept for the life of the process.
@@ -152,10 +154,10 @@ class LlamaCpp:
         params = api.llama_model_default_params()
         params.n_gpu_layers = 0
         params.vocab_only = vocab_only
-        _LOG.lines.clear()
+        _LOG.clear()
         self._model = api.llama_model_load_from_file(os.fsencode(self._path), params)
         if not self._model:
-            why = _LOG.why()
+            why = _LOG.why().replace(str(self._path), self._path.name)
             if "alloc" in why:
                 raise MemoryError(why)
             raise ReferenceUnavailableError(
@@ -183,6 +185,7 @@ class LlamaCpp:
         capture = Capture(self._ggml)
         capture.on = request.taps
         callback = self._api.ggml_backend_sched_eval_callback(capture.callback) if request.taps else None
+        _LOG.clear()
         context = self._context(len(request.ids) + request.n_greedy, len(first), callback)
         try:
             started = time.perf_counter()

@@ -8,6 +8,7 @@ Node names as its graphs give them (`NAME-LAYER`), with the traps that lie there
 - the act(gate)·up node is renamed by the graph: `ffn_swiglu` in arch llama, `ffn_sub_out` in arch bitnet.
 - down is `ffn_down` in arch bitnet, and `ffn_out` in arch llama, where the sum with the residual, first called
   `ffn_out` too, ends up as `l_out`.
+- `kqv_out` is a CONT, and with flash attention a RESHAPE.
 - the last layer selects the rows whose logits are wanted (get_rows) after attention; all are asked for here.
 - RMS_NORM and the MUL by its weight are fused on the CPU if evaluated together. Only nodes that are taps are
   asked for, and the RMS_NORM is none, so that capturing leaves the fusion, and every bit, as it was.
@@ -57,18 +58,15 @@ NODES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: Nodes that only describe another one's memory.
-_VIEWS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "NONE"})
-
 
 def tap_of(name: str, operation: str) -> TapKey | None:
     """The tap that a node is, None if it is none."""
-    if operation in _VIEWS:
-        return None
     base, dash, number = name.rpartition("-")
     if not dash or not number.isdecimal():
         base, number = name, "-1"
     tap = NODES.get(base)
+    if tap in {"q", "k", "v"} and operation in {"RESHAPE", "VIEW"}:
+        return None
     if tap in {"q", "k"} and operation == "ROPE":
         tap += "_rope"
     return None if tap is None else (tap, int(number))

@@ -11,6 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from reference.process import ProcessRunner
+
 N_EMBD, N_FF, N_LAYER, N_HEAD, N_HEAD_KV = 256, 512, 2, 4, 2
 HEAD_DIM = N_EMBD // N_HEAD
 N_VOCAB = 320
@@ -89,6 +91,24 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+class Models:
+    """Models by architecture, weight type and head type, each written once into a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, arch: str, weight_type: str, head_type: str = "F32") -> Path:
+        path = self.folder / f"{arch}.{weight_type}.{head_type}.gguf"
+        if path.exists():
+            return path
+        return write(path, arch=arch, weight_type=weight_type, head_type=head_type)
+
+
+def live(model: Path, *, timeout: float = 120.0, **options) -> ProcessRunner:
+    """llama.cpp on a model, in a child process."""
+    return ProcessRunner("reference.llama_cpp:LlamaCpp", {"model": str(model), **options}, timeout=timeout)
 
 
 def _bpe(writer: gguf.GGUFWriter, pre: str) -> None:
