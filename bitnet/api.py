@@ -12,7 +12,6 @@ import psutil
 from bitnet import gguf as container
 from bitnet import tokenizer as tokenizers
 from bitnet.architecture import read_config
-from bitnet.chat import render
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
 from bitnet.errors import TokenizerError, UsageError
 from bitnet.gguf import GGUF, GGMLType
@@ -83,6 +82,8 @@ class Model:
             raise TokenizerError(
                 "the file has no chat template", where=self.gguf.path, remedy="give the prompt as plain text"
             )
+        from bitnet.chat import render  # jinja2 costs a tenth of a second, and few callers chat
+
         t = self.tokenizer
         bos, eos = (t.token_text(i) if i is not None else "" for i in (t.bos_id, t.eos_id))
         return render(template, messages, bos_token=bos, eos_token=eos)

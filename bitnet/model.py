@@ -53,7 +53,7 @@ class Network:
         start = cache.reserve(len(tokens))
         cos, sin = rotary_tables(c, self.numerics, start, len(tokens), w.rope_factors)
 
-        x = tap("embd", -1, _rows(w.embd, tokens))  # [T, n_embd]
+        x = tap("embd", -1, self.embed(ids))  # [T, n_embd]
         for il, layer in enumerate(w.layers):
             h = tap("attn_norm", il, self._norm(x, layer.attn_norm))
             a = self.backend.activations(h)
@@ -86,6 +86,10 @@ class Network:
         logits = self.backend.product(w.head, self.backend.activations(x), rounding, "head")
         self.backend.ledger.add_pass(tokens=len(tokens), head_rows=len(logits))
         return tap("result_output", -1, logits)
+
+    def embed(self, ids: Sequence[int]) -> Float32:
+        """Rows of the token embedding, [n_token, n_embd] f32. Raises `UsageError` for an id outside the vocabulary."""
+        return _rows(self.weights.embd, self._check(ids))
 
     # --- the operations: allocate, call the kernel, return --------------------------------------------------------
 

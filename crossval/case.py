@@ -11,12 +11,31 @@ import numpy as np
 
 from reference.runner import ReferenceUnavailableError, Runner
 
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A text to continue.
+
+    Attributes:
+        name: Unique for a model.
+        text: The text.
+    """
+
+    name: str
+    text: str
+
+
 #: Prompts for a model that brings none of its own.
 PROMPTS = (
-    "The capital of France is",
-    "Once upon a time there was a small village by the sea. Every morning the people went down to the harbour and",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    Prompt(name="short", text="The capital of France is"),
+    Prompt(
+        name="medium",
+        text="Once upon a time there was a small village by the sea. Every morning the people went down to the harbour",
+    ),
+    Prompt(name="code", text="def fibonacci(n):\n    if n < 2:\n        return n\n    return"),
 )
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,21 +53,23 @@ class Case:
     n_greedy: int
 
 
-def text_cases(engine: Runner, prompts: Sequence[str], *, n_vocab: int, n_greedy: int) -> tuple[Case, ...]:
+def text_cases(engine: Runner, prompts: Sequence[Prompt], *, n_vocab: int, n_greedy: int) -> tuple[Case, ...]:
     """Prompts as ids; random ids (seeded) where the model has no tokenizer that can be used."""
     try:
-        encoded = [engine.tokenize(prompt) for prompt in prompts]
+        encoded = [engine.tokenize(prompt.text) for prompt in prompts]
     except ReferenceUnavailableError:
         rng = np.random.default_rng(20)
         encoded = [tuple(int(i) for i in rng.integers(0, n_vocab, 8 * (i + 1))) for i in range(len(prompts))]
     return tuple(
-        Case(name=f"prompt {i + 1}", ids=ids, n_greedy=n_greedy) for i, ids in enumerate(encoded) if len(ids) > 0
+        Case(name=prompt.name, ids=ids, n_greedy=n_greedy) for prompt, ids in zip(prompts, encoded, strict=True) if ids
     )
 
 
-def read_prompts(path: Path, model: str) -> tuple[str, ...]:
-    """The prompts of a fixture model; the general ones where the file has none for it."""
-    if not path.is_file():
-        return PROMPTS
-    listed = json.loads(path.read_text("utf-8")).get(model)
-    return tuple(listed) if listed else PROMPTS
+def read_prompts(path: Path, model: str) -> tuple[Prompt, ...]:
+    """Prompts of a fixture model, the first of each kind; the general ones where the file has none for it."""
+    listed = json.loads(path.read_text("utf-8")).get(model, []) if path.is_file() else []
+    kinds: dict[str, Prompt] = {}
+    for entry in listed:
+        if "text" in entry:
+            kinds.setdefault(entry["name"].split("-")[0], Prompt(name=entry["name"], text=entry["text"]))
+    return tuple(kinds.values()) or PROMPTS

@@ -116,6 +116,10 @@ class EngineRunner:
             return None
         return self.model.network.backend.integer_sums(matrix, x)
 
+    def embedding(self, ids: tuple[int, ...]) -> Float32:
+        """Rows of the token embedding, [len(ids), n_embd] f32."""
+        return self.model.network.embed(ids)
+
     def close(self) -> None:
         """Nothing is held outside this process."""
 

@@ -1,0 +1,106 @@
+"""`python -m crossval`: climb the ladder, and leave a receipt."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bitnet.errors import BitNetError
+from receipts.errors import ReceiptError
+from receipts.record import Lane
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compare the engine with llama.cpp, bitnet.cpp and the oracle on the same weights, rung by rung.",
+)
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+_MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "unsupported": "unsupported", "inconclusive": "inconclusive"}
+
+
+@app.callback()
+def _app() -> None:
+    """Keep `run` a subcommand, whatever else there is."""
+
+
+@app.command()
+def run(
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="A GGUF file of your own, instead of the shipped models; may be repeated. Default: BITNET_GGUF."),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only lanes whose name contains this.")] = "",
+    receipt: Annotated[Path, typer.Option(help="Where the receipt goes.")] = Path("ci/inference.json"),
+    work: Annotated[Path, typer.Option(help="Folder for transcoded copies.")] = Path("build/crossval"),
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. Default: BITNET_NUM_THREADS.")] = None,
+    measure: Annotated[bool, typer.Option(help="Whether to measure speed and determinism too.")] = True,
+) -> None:
+    """Climb every lane and write the receipt.
+
+    Exit codes: 0 passed; 1 parity failed; 2 wrong usage; 3 bad model file; 4 a reference is missing or died, or nothing
+    could be concluded; 6 a limit was hit; 130 interrupted.
+
+    Example: python -m crossval run --model model.gguf --only oracle
+    """
+    from crossval.run import Options, exit_code
+    from crossval.run import run as climb
+
+    models = tuple(model or ([Path(os.environ["BITNET_GGUF"])] if os.environ.get("BITNET_GGUF") else []))
+    options = Options(
+        fixtures=FIXTURES,
+        models=models,
+        only=only,
+        receipt=receipt,
+        work=work,
+        n_threads=threads,
+        measure=measure,
+    )
+    console = Console(stderr=True, highlight=False)
+    with Progress(
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("reading the models", total=None)
+
+        def say(what: str) -> None:
+            progress.update(task, description=what)
+
+        def done(lane: Lane, number: int, total: int) -> None:
+            progress.update(task, completed=number, total=total)
+            console.print(f"{number:>3}/{total} {_mark(lane):<14} {lane.name}", markup=False)
+
+        written = climb(options, say, done)
+    print(f"wrote {options.receipt}: {written.parity.lanes} lanes, {written.parity.status}")
+    raise typer.Exit(exit_code(written.lanes))
+
+
+def _mark(lane: Lane) -> str:
+    return "as declared" if lane.deviates_as_declared else _MARKS[lane.outcome]
+
+
+def main() -> None:
+    """The command line; a user's mistake is one message, never a traceback."""
+    try:
+        app(prog_name="python -m crossval")
+    except (BitNetError, ReceiptError) as error:
+        print(f"crossval: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("crossval: interrupted; the old receipt is untouched", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

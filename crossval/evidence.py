@@ -1,0 +1,221 @@
+"""What ran, as the records of a receipt: models, tokenizers, ledgers, cases, trials of determinism, speed."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bitnet.api import Model as LoadedModel
+from bitnet.errors import TokenizerError
+from bitnet.linear import TernaryMatrix
+from crossval import envelope
+from crossval.case import Case
+from crossval.engine import EngineRunner
+from crossval.lane import Row
+from crossval.metrics import Float32
+from receipts import ids_digest
+from receipts import record as r
+from reference.runner import Observation, Request, Runner
+
+#: Repetitions of a timed run; the median is quoted.
+REPEATS = 3
+#: Tokens of a timed prefill and decode.
+TIMED_PREFILL, TIMED_DECODE = 64, 32
+
+
+def logits_digest(logits: Float32) -> str:
+    """sha256 over float32 little-endian logits, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4")).hexdigest()
+
+
+def model_record(name: str, model: LoadedModel) -> r.Model:
+    """A model file."""
+    c = model.config
+    return r.Model(
+        name=name,
+        file=model.gguf.path.name,
+        bytes=model.gguf.n_bytes,
+        sha256=model.gguf.sha256(),
+        arch=c.arch,
+        activation=c.activation,
+        activation_source=c.activation_source,
+        hyper_parameters=r.HyperParameters(
+            n_layer=c.n_layer,
+            n_embd=c.n_embd,
+            n_ff=c.n_ff,
+            n_head=c.n_head,
+            n_head_kv=c.n_head_kv,
+            head_dim=c.head_dim,
+            n_vocab=c.n_vocab,
+            n_ctx=c.n_ctx,
+            rope_theta=c.rope_theta,
+            rms_eps=c.rms_eps,
+            sub_norms=c.sub_norms,
+            tied_head=c.tied_head,
+        ),
+        tensor_types=dict(Counter(t.type.name for t in model.gguf.tensors.values())),
+        weights_sha256=model.weights.digest(),
+        notices=model.notices,
+    )
+
+
+def tokenizer_record(name: str, model: LoadedModel) -> r.TokenizerRecord | None:
+    """The tokenizer of a model, or None without a usable one."""
+    try:
+        t = model.tokenizer
+    except TokenizerError:
+        return None
+    digest = hashlib.sha256()
+    for key in sorted(k for k in model.gguf.metadata if k.startswith("tokenizer.")):
+        value = model.gguf.metadata[key]
+        items = value if not isinstance(value, str | int | float | bool) else [value]
+        digest.update(key.encode() + b"\0")
+        for item in items:
+            raw = item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    template = model.gguf.metadata.get("tokenizer.chat_template")
+    return r.TokenizerRecord(
+        model=name,
+        source="embedded",
+        sha256=digest.hexdigest(),
+        kind=t.kind,
+        pre=t.pre,
+        pre_source=t.pre_source,
+        n_vocab=t.n_vocab,
+        template_sha256=hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+    )
+
+
+def ledger_record(name: str, model: LoadedModel) -> r.Ledger:
+    """What the dispatcher counted for one model in one set of numerics."""
+    ledger = model.network.backend.ledger
+    return r.Ledger(
+        model=name,
+        tokens=ledger.tokens,
+        passes=ledger.passes,
+        head_rows=ledger.head_rows,
+        numerics=model.network.numerics.to_dict(),
+        entries=tuple(
+            r.LedgerEntry(
+                kernel=use.kernel,
+                role=use.role,
+                weight_type=use.weight_type,
+                isa=use.isa,
+                calls=tally.calls,
+                rows=tally.rows,
+                bytes=tally.bytes,
+                fallback="no",  # the table has one kernel for a pair of types, and none stands in for another
+            )
+            for use, tally in ledger
+        ),
+    )
+
+
+def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
+    """A prompt and what the engine makes of it."""
+    seen = engine.run(Request(ids=case.ids, n_greedy=case.n_greedy))
+    last = seen.logits[len(case.ids) - 1]
+    best = np.lexsort((np.arange(len(last)), -last))[:5]
+    return r.Case(
+        name=case.name,
+        model=name,
+        prompt_ids=case.ids,
+        ids_sha256=ids_digest(seen.ids),
+        logits_sha256=logits_digest(seen.logits),
+        logits_shape=seen.logits.shape,
+        generated_ids=seen.generated,
+        top_k=(
+            r.TopK(position=len(case.ids) - 1, ids=tuple(int(i) for i in best), logits=tuple(float(last[i]) for i in best)),
+        ),
+        numerics=engine.model.network.numerics.to_dict(),
+    )
+
+
+def determinism_trials(engine: EngineRunner, case: Case, other_threads: Callable[[int], EngineRunner]) -> list[r.Determinism]:
+    """The same case on 1, 2 and 3 threads, twice, and in other batches: are the bits the same?"""
+
+    def digests(setting: str, seen: Observation) -> r.Run:
+        return r.Run(setting=setting, logits_sha256=logits_digest(seen.logits), ids_sha256=ids_digest(seen.ids))
+
+    request = Request(ids=case.ids, n_greedy=case.n_greedy)
+    threads = [digests(str(n), other_threads(n).run(request)) for n in (1, 2, 3)]
+    repeat = [digests(f"run {n}", engine.run(request)) for n in (1, 2)]
+    n = len(case.ids)
+    batches = sorted({n, max(1, n // 2), 1}, reverse=True)
+    batch = [digests(f"{b} together", engine.run(Request(ids=case.ids, n_batch=b))) for b in batches]
+    trials = [("threads", threads), ("repeat", repeat)] + ([("batch", batch)] if len(batches) > 1 else [])
+    return [
+        r.Determinism(
+            what=what,  # type: ignore[arg-type]  # one of three literals
+            settings=tuple(run.setting for run in runs),
+            runs=tuple(runs),
+            equal=len({(run.logits_sha256, run.ids_sha256) for run in runs}) == 1,
+        )
+        for what, runs in trials
+    ]
+
+
+def speed(name: str, engine: EngineRunner, reference: tuple[str, Runner] | None, ids: Sequence[int]) -> list[r.Performance]:
+    """Prefill and decode of the engine and, alternating with it, of a reference; raw seconds and median rates."""
+    sides: list[tuple[str, Runner, int]] = [("bitnet", engine, int(engine.info.detail["threads"]))]
+    if reference is not None:
+        threads = reference[1].info.detail.get("threads", "1")
+        sides.append((reference[0], reference[1], int(threads) if threads.isdigit() else 1))
+    prompt = tuple((list(ids) * TIMED_PREFILL)[:TIMED_PREFILL])
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for repeat in range(REPEATS + 1):
+        for key, runner, _ in sides:
+            seen = runner.run(Request(ids=prompt, n_greedy=TIMED_DECODE + 1))
+            if repeat:  # the first run of each warms up
+                for phase, value in seen.seconds.items():
+                    seconds.setdefault((key, phase), []).append(value)
+    rows = []
+    for key, _, n_threads in sides:
+        for what, tokens in (("prefill", TIMED_PREFILL), ("decode", TIMED_DECODE)):
+            raw = tuple(seconds.get((key, what), ()))
+            if raw and min(raw) > 0:
+                rows.append(
+                    r.Performance(
+                        model=name,
+                        what=what,  # type: ignore[arg-type]  # two literals
+                        engine=key,
+                        threads=n_threads,
+                        tokens=tokens,
+                        seconds=raw,
+                        tokens_per_second=statistics.median(tokens / s for s in raw),
+                        n=len(raw),
+                    )
+                )
+    return rows
+
+
+def accuracy_records(engine: EngineRunner, operations: Sequence[Row]) -> list[r.Accuracy]:
+    """Projections of an oracle lane by kernel: the largest locked error of each weight type."""
+    from crossval.engine import PROJECTIONS
+
+    worst: dict[str, tuple[float, int]] = {}
+    for row in operations:
+        if row["tap"] not in PROJECTIONS:
+            continue
+        matrix = getattr(engine.model.weights.layers[row["layer"]], PROJECTIONS[row["tap"]][0])
+        if isinstance(matrix, TernaryMatrix):
+            ratio, compared = worst.get(matrix.type_name, (0.0, 0))
+            worst[matrix.type_name] = (max(ratio, row["ratio"]), compared + row["compared"])
+    limit = envelope.LOCKED_OPERATION
+    kernels = {use.weight_type: use.kernel for use, _ in engine.model.network.backend.ledger if use.role == "projection"}
+    return [
+        r.Accuracy(
+            weight_type=weight_type,
+            kernel=kernels[weight_type],
+            metric=limit.metric,
+            measured=ratio if np.isfinite(ratio) else float(np.finfo(np.float64).max),
+            limit=limit.limit,
+            passed=compared > 0 and limit.holds(ratio),
+            compared=compared,
+        )
+        for weight_type, (ratio, compared) in worst.items()
+    ]

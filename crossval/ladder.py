@@ -1,0 +1,283 @@
+"""The eight rungs, each a function of a lane that returns what it found; a rung is tried only if those below held.
+
+identity → tokens → weights → operations (locked inputs) → logits (prefill) → decode (teacher-forced) → greedy text →
+quality. A reference that cannot offer something is `unsupported` there, one that dies is an `error`; neither is a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from crossval import envelope
+from crossval.envelope import Envelope
+from crossval.lane import Forced, Lane
+from crossval.locate import check_operations
+from crossval.metrics import (
+    ShapeMismatchError,
+    difference,
+    kl_divergence,
+    max_abs,
+    negative_log_likelihood,
+    relative_l2,
+    top1_margin,
+)
+from receipts.record import RUNGS, NearTie, Rung, RungName
+from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request
+
+Climb = Callable[[Lane], Rung]
+
+
+def climb(lane: Lane) -> tuple[Rung, ...]:
+    """Every rung of a lane in order; those above a rung that did not hold are `inconclusive` and say so."""
+    rungs: list[Rung] = []
+    stopped = ""
+    for name in RUNGS:
+        if stopped:
+            rungs.append(Rung(name=name, outcome="inconclusive", why=f"not tried: {stopped}"))
+            continue
+        lane.progress(name)
+        rung = _attempt(name, lane)
+        rungs.append(rung)
+        stepped_over = rung.outcome == "unsupported" and name not in lane.plan.required_rungs
+        if rung.outcome != "pass" and not stepped_over:
+            stopped = f"{name} did not hold"
+    return tuple(rungs)
+
+
+def unsupported(why: str) -> tuple[Rung, ...]:
+    """All eight rungs of a lane that cannot run."""
+    return tuple(Rung(name=name, outcome="unsupported", why=why) for name in RUNGS)
+
+
+def failed_reference(why: str) -> tuple[Rung, ...]:
+    """All eight rungs of a lane whose reference died before the first."""
+    first = Rung(name="identity", outcome="error", why=why)
+    rest = (Rung(name=n, outcome="inconclusive", why="not tried: identity did not hold") for n in RUNGS[1:])
+    return (first, *rest)
+
+
+def _attempt(name: RungName, lane: Lane) -> Rung:
+    try:
+        return CLIMB[name](lane)
+    except ReferenceUnavailableError as error:
+        return Rung(name=name, outcome="unsupported", why=error.what)
+    except ReferenceFailedError as error:
+        return Rung(name=name, outcome="error", why=f"the reference failed: {error}")
+    except ShapeMismatchError as error:
+        return Rung(name=name, outcome="fail", why=f"the two sides answered in different shapes: {error}")
+
+
+def identity(lane: Lane) -> Rung:
+    """Two different programs on the files they are said to run on."""
+    ours, theirs = lane.engine.info, lane.reference.info
+    compared = 2
+    why = f"{theirs.name} ({theirs.obtained}, library {theirs.library_sha256[:12] or 'without a file'}) is not this engine"
+    if theirs.library_sha256 == ours.library_sha256 or theirs.family == ours.family:
+        return Rung(name="identity", outcome="fail", why="both sides run the same code", compared=compared)
+    if not theirs.model_sha256:
+        return Rung(name="identity", outcome="inconclusive", why="the reference does not say which file it ran on")
+    same = theirs.model_sha256 == ours.model_sha256
+    if not same:
+        original = lane.original.model.weights.digest()
+        why += f"; it reads a copy of this model (decoded weights {original[:12]}), compared on the weights rung"
+    elif lane.plan.engine_file != lane.plan.subject.path:
+        digests = {r.model.weights.digest() for r in (lane.engine, lane.original)}
+        compared += 1
+        why += "; both read the same copy, made from this model"
+        if len(digests) > 1 and lane.engine.model.weights.layers[0].q.type_name != "F32":
+            return Rung(name="identity", outcome="fail", why="the copy decodes to other ternary weights", compared=3)
+    return Rung(name="identity", outcome="pass", why=why, compared=compared)
+
+
+def tokens(lane: Lane) -> Rung:
+    """The same ids for every text."""
+    different: list[str] = []
+    for text in lane.texts:
+        ours, theirs = lane.original.tokenize(text), lane.reference.tokenize(text)
+        if ours != theirs:
+            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+            different.append(f"{text[:40]!r} from token {at} on")
+    if not lane.texts and lane.reference.info.obtained == "recorded":
+        return Rung(name="tokens", outcome="unsupported", why="no texts were recorded for this model")
+    if not lane.texts:
+        return Rung(name="tokens", outcome="inconclusive", why="there is no text to tokenise")
+    limit = envelope.SAME_TOKENS
+    held = not different
+    why = f"{len(lane.texts)} texts have the same ids" if held else f"different ids: {'; '.join(different[:3])}"
+    return _judged("tokens", limit, float(len(different)), len(lane.texts), why)
+
+
+def weights(lane: Lane) -> Rung:
+    """Every tensor of the model, decoded by both, with its scale applied."""
+    worst, where, compared = 0.0, "", 0
+    gguf = lane.original.model.gguf
+    for name, info in gguf.tensors.items():
+        if name.endswith(".scale"):
+            continue
+        ours = _scaled(lane.original, name)
+        theirs = _scaled(lane.reference, name)
+        found = difference(ours.reshape(info.shape[0], -1), theirs.reshape(info.shape[0], -1))
+        compared += 1
+        if found.max_abs_err > worst:
+            worst, where = found.max_abs_err, f"{name} row {found.worst_token} column {found.worst_index}"
+    why = f"{compared} tensors decode to equal bits"
+    return _judged("weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}")
+
+
+def _scaled(runner: object, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """A tensor with its `.scale`, where this side's file has one."""
+    value = runner.weights(name)  # type: ignore[attr-defined]  # a Runner
+    try:
+        scale = runner.weights(name.removesuffix(".weight") + ".scale")  # type: ignore[attr-defined]  # a Runner
+    except (ReferenceUnavailableError, KeyError):
+        return np.asarray(value, np.float32)
+    return np.asarray(value * np.float32(scale.reshape(-1)[0]), np.float32)
+
+
+def logits(lane: Lane) -> Rung:
+    """All positions of every prompt, evaluated in one batch."""
+    return _compare_logits("logits", lane, [(c, c.theirs[: c.n_prompt], c.ours[: c.n_prompt], 0) for c in _all(lane)])
+
+
+def decode(lane: Lane) -> Rung:
+    """The reference's continuation one token at a time, after a batch and from the first token on."""
+    parts = []
+    for c in _all(lane):
+        parts.append((c, c.theirs[c.n_prompt :], c.ours[c.n_prompt :], c.n_prompt))
+        parts.append((c, c.theirs_single, c.ours_single, 0))
+    return _compare_logits("decode", lane, [p for p in parts if len(p[1])])
+
+
+def _all(lane: Lane) -> list[Forced]:
+    return [lane.forced(case) for case in lane.cases]
+
+
+def _compare_logits(
+    name: RungName,
+    lane: Lane,
+    parts: list[tuple[Forced, np.ndarray, np.ndarray, int]],  # type: ignore[type-arg]  # float32 [rows, n_vocab]
+) -> Rung:
+    if not parts:
+        return Rung(name=name, outcome="inconclusive", why="no position was compared")
+    error = []
+    for forced, theirs, ours, start in parts:
+        rows = relative_l2(ours, theirs)
+        error.append(rows)
+        floor = forced.floor[start : start + len(rows)]
+        columns = (rows, max_abs(ours, theirs), kl_divergence(ours, theirs), top1_margin(theirs))
+        for i, (rel, largest, kl, margin) in enumerate(zip(*columns, strict=True)):
+            lane.positions.append(
+                {
+                    "lane": lane.plan.name,
+                    "case": forced.case.name,
+                    "phase": "prefill" if name == "logits" else "decode",
+                    "position": start + i,
+                    "rel_l2": float(rel),
+                    "max_abs": float(largest),
+                    "kl": float(kl),
+                    "top1_equal": bool(ours[i].argmax() == theirs[i].argmax()),
+                    "margin": float(margin),
+                    "floor": float(floor[i]),
+                }
+            )
+    every = np.concatenate(error)
+    kind = lane.numerics.activation
+    middle = envelope.logits_median(kind, lane.noise.median)
+    extreme = envelope.logits_max(kind, lane.noise.largest)
+    median, largest = float(np.median(every)), float(every.max())
+    worst, measured = max(
+        ((middle, median), (extreme, largest)), key=lambda pair: pair[1] / pair[0].limit if pair[0].limit else pair[1]
+    )
+    same = sum(row["top1_equal"] for row in lane.positions[-len(every) :])
+    why = f"median {median:.1e}, largest {largest:.1e}; the most likely token agrees at {same} of {len(every)} positions"
+    return _judged(name, worst, measured, len(every), f"{why}; limit: {worst.reason}")
+
+
+def greedy(lane: Lane) -> Rung:
+    """The tokens each side chooses: freely, and at every step of the reference's own continuation."""
+    ties: list[NearTie] = []
+    wrong, compared = 0, 0
+    first = ""
+    for c in _all(lane):
+        free = lane.engine.run(Request(ids=c.case.ids, n_greedy=c.case.n_greedy)).generated
+        ends = next((i for i, (a, b) in enumerate(zip(free, c.generated, strict=True)) if a != b), len(free))
+        forced_choice = c.ours[c.n_prompt - 1 :].argmax(axis=1)
+        for step, (ours, theirs) in enumerate(zip(forced_choice, c.generated, strict=True)):
+            compared += 1
+            if int(ours) == theirs and not (step == ends and free[step] != theirs):
+                continue
+            chosen = int(ours) if int(ours) != theirs else free[step]
+            row = c.theirs[c.n_prompt - 1 + step].astype(np.float64)
+            margin = float(row[theirs] - row[chosen])
+            if 0.0 <= margin <= lane.noise.margin:
+                position = c.n_prompt - 1 + step
+                ties.append(
+                    NearTie(
+                        case=c.case.name,
+                        position=position,
+                        margin=margin,
+                        floor=lane.noise.margin,
+                        ours=chosen,
+                        theirs=theirs,
+                    )
+                )
+                continue
+            wrong += 1
+            first = first or f"{c.case.name}, step {step}: {chosen} for {theirs}, margin {margin:.2g}"
+    why = f"{compared - len(ties)} of {compared} greedy tokens are equal"
+    if ties:
+        why += f"; {len(ties)} near-tie(s): margins up to {max(t.margin for t in ties):.1e} under a noise of {lane.noise.margin:.1e}"
+    if wrong:
+        why = f"{wrong} of {compared} greedy tokens differ by more than noise ({first})"
+    return _judged("greedy", envelope.SAME_CHOICE, float(wrong), compared, why, tuple(ties))
+
+
+def quality(lane: Lane) -> Rung:
+    """Mean negative log-likelihood of one text."""
+    if lane.quality_ids:
+        request = Request(ids=lane.quality_ids)
+        pairs = [(lane.engine.run(request).logits, lane.reference.run(request).logits, lane.quality_ids)]
+        what = "the held-out text"
+    else:
+        pairs = [(c.ours, c.theirs, c.ids) for c in _all(lane)]
+        what = "the prompts and their continuations"
+    ours, theirs = (
+        np.concatenate([negative_log_likelihood(pair[side], pair[2]) for pair in pairs]) for side in (0, 1)
+    )
+    if not ours.size:
+        return Rung(name="quality", outcome="inconclusive", why="the text has fewer than two tokens")
+    measured = abs(float(ours.mean() - theirs.mean()))
+    why = f"mean negative log-likelihood of {what}: {ours.mean():.6f} here, {theirs.mean():.6f} there, in nats"
+    measured = measured if np.isfinite(measured) else float("inf")
+    return _judged("quality", envelope.quality(lane.noise.mean_nll), measured, int(ours.size), why)
+
+
+def _judged(
+    name: RungName, limit: Envelope, measured: float, compared: int, why: str, near_ties: tuple[NearTie, ...] = ()
+) -> Rung:
+    if compared == 0:
+        return Rung(name=name, outcome="inconclusive", why="nothing was compared")
+    return Rung(
+        name=name,
+        outcome="pass" if limit.holds(measured) else "fail",
+        why=why,
+        metric=limit.metric,
+        measured=measured if np.isfinite(measured) else None,
+        limit=limit.limit,
+        compared=compared,
+        near_ties=near_ties,
+    )
+
+
+CLIMB: dict[RungName, Climb] = {
+    "identity": identity,
+    "tokens": tokens,
+    "weights": weights,
+    "operations": check_operations,
+    "logits": logits,
+    "decode": decode,
+    "greedy": greedy,
+    "quality": quality,
+}

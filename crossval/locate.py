@@ -1,0 +1,258 @@
+"""Operations on locked inputs: each one alone, fed what the reference itself fed it, and the first wrong one located.
+
+The engine runs its own forward pass, but every value is replaced by the reference's after it was recorded, so that
+each operation sees the reference's captured inputs. The oracle does the same, and the three vote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from crossval import envelope
+from crossval.engine import PROJECTIONS
+from crossval.lane import Lane
+from crossval.metrics import Float32, difference
+from receipts.record import Located, Rung, Vote
+from reference.runner import ReferenceUnavailableError, Request, TapKey, tap_order
+
+#: Prompt tokens whose intermediates are captured, and those captured again one token at a time.
+MAX_TOKENS = 48
+SINGLE_TOKENS = 8
+#: Prompts checked in one batch.
+MAX_CASES = 2
+
+Taps = Mapping[TapKey, Float32]
+
+
+def check_operations(lane: Lane) -> Rung:
+    """Every captured operation of up to two prompts, in a batch and one token at a time."""
+    checked = 0
+    worst, worst_at = 0.0, ""
+    unequal = 0
+    sums = 0
+    for name, request in _requests(lane):
+        try:
+            theirs = lane.reference.run(request)
+        except ReferenceUnavailableError:
+            continue  # a recording has the intermediates of one prompt only
+        lane.progress(f"operations of {name}")
+        locked = Request(ids=request.ids, n_batch=request.n_batch, taps=True, lock=theirs.taps)
+        ours = lane.engine.run(locked).taps
+        count, ratio, where = _compare(lane, name, ours, theirs.taps)
+        checked += count
+        if ratio > worst or not worst_at:
+            worst, worst_at = ratio, where
+        equal, tried, first = _integers(lane, ours, theirs.taps)
+        unequal, sums = unequal + tried - equal, sums + tried
+        if first is not None and lane.located is None:
+            lane.located = first
+        if not lane.self_check:
+            _self_check(lane, ours, theirs.taps)
+            _vote(lane, locked, ours, theirs.taps)
+        if lane.located is not None:
+            lane.locked = (request.ids, theirs.taps)
+            break
+    return _verdict(lane, checked, sums, unequal, worst, worst_at)
+
+
+def _requests(lane: Lane) -> list[tuple[str, Request]]:
+    cases = lane.cases if lane.plan.subject.recording else lane.cases[:MAX_CASES]
+    batches = [
+        (c.name, Request(ids=c.ids if lane.plan.subject.recording else c.ids[:MAX_TOKENS], taps=True)) for c in cases
+    ]
+    ids = lane.cases[0].ids[:SINGLE_TOKENS]
+    return [*batches, (f"{lane.cases[0].name}, one token at a time", Request(ids=ids, n_batch=1, taps=True))]
+
+
+def _compare(lane: Lane, case: str, ours: Taps, theirs: Taps) -> tuple[int, float, str]:
+    """Enter every captured operation; returns how many there were, and the largest ratio with its place."""
+    limit = envelope.LOCKED_OPERATION
+    count, worst, where = 0, 0.0, ""
+    for key in tap_order(lane.engine.model.config.n_layer):
+        if key not in theirs or key not in ours:
+            continue
+        found = difference(ours[key], theirs[key])
+        count += 1
+        held = limit.holds(found.ratio)
+        tap, layer = key
+        lane.operations.append(
+            {
+                "lane": lane.plan.name,
+                "case": case,
+                "tap": tap,
+                "layer": layer,
+                "compared": found.compared,
+                "max_abs_err": found.max_abs_err,
+                "max_abs_ref": found.max_abs_ref,
+                "ratio": found.ratio,
+                "limit": limit.limit,
+                "outcome": "pass" if held else "fail",
+                "worst_token": found.worst_token,
+                "worst_index": found.worst_index,
+            }
+        )
+        if found.ratio > worst or not where:
+            worst, where = found.ratio, place(tap, layer)
+        if not held and lane.located is None:
+            lane.located = Located(
+                tap=tap,
+                layer=layer,
+                max_abs_err=_finite(found.max_abs_err),
+                max_abs_ref=found.max_abs_ref,
+                limit=limit.limit,
+                positions=found.positions(limit.limit),
+                worst_token=found.worst_token,
+                worst_index=found.worst_index,
+            )
+    return count, worst, where
+
+
+def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located | None]:
+    """Ternary × int8 sums of the engine against the oracle's int64 ones, on the reference's inputs."""
+    equal = tried = 0
+    first: Located | None = None
+    for layer in range(lane.engine.model.config.n_layer):
+        for tap, (_, sources) in PROJECTIONS.items():
+            x = next((t[s, layer] for s in sources for t in (theirs, ours) if (s, layer) in t), None)
+            mine = None if x is None else lane.engine.integer_sums(tap, layer, x)
+            if x is None or mine is None:
+                continue
+            exact = lane.integer_oracle().integer_sums(tap, layer, x)
+            tried += 1
+            wrong = np.abs(mine.astype(np.int64) - exact)
+            if not wrong.any():
+                equal += 1
+            elif first is None:
+                token, index = np.unravel_index(int(wrong.argmax()), wrong.shape)
+                first = Located(
+                    tap=tap,
+                    layer=layer,
+                    max_abs_err=float(wrong.max()),
+                    max_abs_ref=float(np.abs(exact).max()),
+                    limit=0.0,
+                    positions=tuple(int(t) for t in np.flatnonzero(wrong.any(axis=1))),
+                    worst_token=int(token),
+                    worst_index=int(index),
+                    integer=True,
+                )
+    return equal, tried, first
+
+
+def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
+    """Engine, oracle and reference on the same inputs: who agrees with whom, over every captured operation."""
+    third = lane.reference.info.family == "oracle"
+    oracle = theirs if third else lane.oracle().run(locked).taps
+    limit = envelope.LOCKED_OPERATION
+    named = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
+
+    def agree(a: str, b: str) -> bool:
+        keys = [k for k in theirs if k in named[a] and k in named[b]]
+        return bool(keys) and all(limit.holds(difference(named[a][k], named[b][k]).ratio) for k in keys)
+
+    if third:
+        word = "agrees" if agree("bitnet", lane.plan.reference) else "differs"
+        lane.votes.append(
+            Vote(rung="operations", witnesses={"bitnet": "agrees", lane.plan.reference: word})  # type: ignore[dict-item]  # two literals
+        )
+        return
+    pairs = [(a, b) for i, a in enumerate(named) for b in list(named)[i + 1 :] if agree(a, b)]
+    friends = {name: sum(name in pair for pair in pairs) for name in named}
+    alone = [name for name, n in friends.items() if n == 0]
+    odd = alone[0] if len(alone) == 1 else None
+    witnesses = {name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees" for name, n in friends.items()}
+    lane.votes.append(Vote(rung="operations", witnesses=witnesses, odd=odd))  # type: ignore[arg-type]  # two literals
+
+
+def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:
+    """Which activation, rotary style and head the reference computes, from its own intermediates."""
+    config = lane.engine.model.config
+    gates = [il for il in range(config.n_layer) if all((t, il) in theirs for t in ("ffn_gate", "ffn_up", "ffn_act"))]
+    if gates:
+        gate, up, act = (theirs[t, gates[0]].astype(np.float64) for t in ("ffn_gate", "ffn_up", "ffn_act"))
+        with np.errstate(over="ignore"):
+            forms = {"relu2": np.maximum(gate, 0) ** 2, "silu": gate / (1 + np.exp(-gate)), "relu": np.maximum(gate, 0)}
+        lane.self_check["activation"] = (config.activation, _nearest({k: v * up for k, v in forms.items()}, act))
+    if ("q_rope", 0) in theirs and ("q", 0) in ours:
+        q = theirs.get(("q", 0), ours["q", 0])
+        styles = {style: _rotated(lane, q, style) for style in ("half_split", "interleaved")}
+        lane.self_check["rotary style"] = (config.rope_style, _nearest(styles, theirs["q_rope", 0]))
+    if ("result_norm", -1) in theirs and ("result_output", -1) in theirs:
+        heads = {"token_embd.weight": True, "output.weight": False}
+        x = theirs["result_norm", -1][-1:].astype(np.float64)
+        values = {
+            name: x @ _matrix(lane, name).T for name in heads if name in lane.engine.model.gguf.tensors
+        }
+        declared = "token_embd.weight" if config.tied_head else "output.weight"
+        lane.self_check["head"] = (declared, _nearest(values, theirs["result_output", -1][-1:]))
+
+
+def _matrix(lane: Lane, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return lane.engine.weights(name).astype(np.float64)
+
+
+def _rotated(lane: Lane, q: Float32, style: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    from bitnet.rope import rotary_tables
+
+    config = lane.engine.model.config
+    cos, sin = rotary_tables(config, lane.numerics, 0, len(q), lane.engine.model.weights.rope_factors)
+    heads = q.astype(np.float64).reshape(len(q), -1, config.head_dim)
+    half = config.head_dim // 2
+    a, b = (slice(0, half), slice(half, None)) if style == "half_split" else (slice(0, None, 2), slice(1, None, 2))
+    out = np.empty_like(heads)
+    out[..., a] = heads[..., a] * cos[:, None] - heads[..., b] * sin[:, None]
+    out[..., b] = heads[..., a] * sin[:, None] + heads[..., b] * cos[:, None]
+    return out.reshape(q.shape)
+
+
+def _nearest(
+    candidates: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]], found: Float32
+) -> str:
+    """The candidate that lands on a value, or that none does (1 % of its size is far from any of them)."""
+    size = float(np.linalg.norm(found)) or 1.0
+    errors = {name: float(np.linalg.norm(value - found)) / size for name, value in candidates.items()}
+    best = min(errors, key=lambda name: errors[name])
+    return best if errors[best] < 0.01 else f"none of {', '.join(candidates)}"
+
+
+def _verdict(lane: Lane, checked: int, sums: int, unequal: int, worst: float, worst_at: str) -> Rung:
+    limit = envelope.LOCKED_OPERATION
+    if not checked:
+        return Rung(name="operations", outcome="unsupported", why="the reference offers no intermediates of these prompts")
+    if unequal:
+        return Rung(
+            name="operations",
+            outcome="fail",
+            why=f"{unequal} of {sums} ternary × int8 products differ from the exact integers",
+            metric=envelope.INTEGER_SUMS.metric,
+            measured=float(unequal),
+            limit=envelope.INTEGER_SUMS.limit,
+            compared=checked + sums,
+        )
+    exact = f"; {sums} ternary products are equal integers" if sums else ""
+    where = f"{worst_at} is the largest" if limit.holds(worst) else _first(lane)
+    return Rung(
+        name="operations",
+        outcome="pass" if limit.holds(worst) else "fail",
+        why=f"{checked} operations on locked inputs, {where}{exact}",
+        metric=limit.metric,
+        measured=_finite(worst) if np.isfinite(worst) else None,
+        limit=limit.limit,
+        compared=checked + sums,
+    )
+
+
+def _first(lane: Lane) -> str:
+    assert lane.located is not None
+    return f"the first wrong one is {place(lane.located.tap, lane.located.layer)}"
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity; the largest float says "not a number" plainly enough."""
+    return value if np.isfinite(value) else float(np.finfo(np.float64).max)
+
+
+def place(tap: str, layer: int) -> str:
+    """A tap as people say it."""
+    return tap if layer < 0 else f"{tap} of layer {layer}"

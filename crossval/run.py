@@ -1,0 +1,437 @@
+"""The run: every lane climbed, blamed and explained, and the receipt written from what ran."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import bitnet
+from bitnet.api import load
+from bitnet.config import Numerics
+from bitnet.errors import UsageError
+from crossval import evidence, ladder
+from crossval.attribute import attribute
+from crossval.case import Case, text_cases
+from crossval.engine import EngineRunner
+from crossval.environment import command, environment, git_state, now
+from crossval.lane import Lane, Row
+from crossval.locate import place
+from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
+from receipts import assemble
+from receipts import record as r
+from receipts import write as write_receipt
+from receipts.lanes import climb, lane_outcome
+from reference.recorded import Recorded
+from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Runner, RunnerInfo
+
+#: Greedy tokens of a case, and tokens of the quality text; for models that are large, fewer.
+N_GREEDY, N_QUALITY = 24, 192
+N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
+#: A cause counts as proven for a declared deviation from this share of the difference on.
+DEVIATION_EXPLAINED = 0.99
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        fixtures: The folder of shipped models.
+        models: Files of the user's own; empty for the shipped ones.
+        only: Keep lanes whose name contains this.
+        receipt: Where the receipt goes.
+        work: Folder for transcoded copies.
+        n_threads: Of the engine.
+        measure: Whether speed and determinism are measured.
+    """
+
+    fixtures: Path
+    models: tuple[Path, ...] = ()
+    only: str = ""
+    receipt: Path = Path("ci/inference.json")
+    work: Path = Path("build/crossval")
+    n_threads: int | None = None
+    measure: bool = True
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the receipt is made of, gathered lane by lane."""
+
+    models: dict[str, r.Model] = field(default_factory=dict)
+    tokenizers: dict[str, r.TokenizerRecord] = field(default_factory=dict)
+    engines: dict[tuple[str, str], tuple[str, EngineRunner]] = field(default_factory=dict)
+    cases: dict[tuple[str, str, str], r.Case] = field(default_factory=dict)
+    references: dict[str, r.Reference] = field(default_factory=dict)
+    lanes: list[r.Lane] = field(default_factory=list)
+    accuracy: list[r.Accuracy] = field(default_factory=list)
+    determinism: list[r.Determinism] = field(default_factory=list)
+    performance: list[r.Performance] = field(default_factory=list)
+    operations: list[Row] = field(default_factory=list)
+    positions: list[Row] = field(default_factory=list)
+
+
+class Run:
+    """One run.
+
+    Args:
+        options: What to run.
+        say: Told what is going on, for a progress line.
+    """
+
+    def __init__(self, options: Options, say: Say) -> None:
+        self.options = options
+        self.say = say
+        self.evidence = Evidence()
+        self._measured: set[str] = set()
+
+    def plan(self) -> list[LanePlan]:
+        """Every lane. Raises `ModelFileError` for a model that cannot be read, `UsageError` if none is left."""
+        o = self.options
+        subjects: list[Subject] = (
+            [user_subject(path, o.fixtures) for path in o.models] if o.models else shipped_subjects(o.fixtures)
+        )
+        if not subjects:
+            raise UsageError("there are no models to compare", where=o.fixtures, remedy="name one with --model")
+        planned = [p for p in lanes(subjects, o.work / "models", shipped=not o.models) if o.only in p.name]
+        if not planned:
+            raise UsageError(f"no lane has {o.only!r} in its name", where="--only")
+        return planned
+
+    def climb(self, plan: LanePlan) -> r.Lane:
+        """Climb one lane and enter everything it showed."""
+        original = self._engine(plan.subject.name, plan.subject.path, None)
+        lane = self._refused(plan, plan.impossible) if plan.impossible else self._open_and_climb(plan, original)
+        self.evidence.lanes.append(lane)
+        return lane
+
+    def _open_and_climb(self, plan: LanePlan, original: EngineRunner) -> r.Lane:
+        reference: Runner | None = None
+        try:
+            reference = plan.open()
+            info = reference.info
+        except ReferenceUnavailableError as error:
+            return self._refused(plan, str(error))
+        except ReferenceFailedError as error:
+            return self._record(plan, None, ladder.failed_reference(f"the reference failed: {error}"))
+        try:
+            return self._climb_with(plan, original, reference, info)
+        finally:
+            with suppress(ReferenceFailedError):
+                reference.close()
+
+    def _climb_with(self, plan: LanePlan, original: EngineRunner, reference: Runner, info: RunnerInfo) -> r.Lane:
+        numerics = None if plan.as_default else Numerics.from_dict(info.numerics)
+        copied = plan.engine_file != plan.subject.path
+        suffix = plan.engine_file.name.removesuffix(".gguf").rsplit(".", 1)[-1]
+        name = f"{plan.subject.name}.{suffix}" if copied else plan.subject.name
+        engine = self._engine(name, plan.engine_file, numerics)
+        lane = Lane(
+            plan=plan,
+            engine=engine,
+            original=original,
+            reference=reference,
+            cases=self._cases(plan.subject, engine, reference),
+            texts=self._texts(plan, reference),
+            quality_ids=self._quality(plan.subject, engine),
+            progress=lambda what: self.say(f"{plan.name}: {what}"),
+        )
+        rungs = ladder.climb(lane)
+        record = self._record(plan, lane, rungs, name)
+        if plan.as_default:
+            self.evidence.accuracy += evidence.accuracy_records(engine, lane.operations)
+        if self.options.measure and not any(rung.outcome == "error" for rung in rungs):
+            self._measure(plan, name, lane)
+        return record
+
+    # --- the two sides --------------------------------------------------------------------------------------------
+
+    def _engine(self, name: str, file: Path, numerics: Numerics | None) -> EngineRunner:
+        key = (name, json.dumps(None if numerics is None else numerics.to_dict()))
+        known = self.evidence.engines.get(key)
+        if known is not None:
+            return known[1]
+        engine = EngineRunner(file, numerics=numerics, n_threads=self.options.n_threads)
+        settled = (name, json.dumps(engine.model.network.numerics.to_dict()))
+        if settled in self.evidence.engines:
+            engine = self.evidence.engines[settled][1]
+        self.evidence.engines[key] = self.evidence.engines[settled] = (name, engine)
+        if name not in self.evidence.models:
+            self.evidence.models[name] = evidence.model_record(name, engine.model)
+            tokenizer = evidence.tokenizer_record(name, engine.model)
+            if tokenizer is not None:
+                self.evidence.tokenizers[name] = tokenizer
+        return engine
+
+    def _cases(self, subject: Subject, engine: EngineRunner, reference: Runner) -> tuple[Case, ...]:
+        if isinstance(reference, Recorded):
+            return tuple(
+                Case(name=p.name, ids=p.prompt_ids, n_greedy=len(p.generated_ids)) for p in reference.prompts()
+            )
+        prompts = subject.prompts[:1] if subject.large else subject.prompts
+        n_greedy = N_GREEDY_LARGE if subject.large else N_GREEDY
+        made = text_cases(engine, prompts, n_vocab=engine.model.config.n_vocab, n_greedy=n_greedy)
+        room = engine.model.config.n_ctx - n_greedy
+        if room < 1:
+            raise UsageError(f"a context of {engine.model.config.n_ctx} tokens is too short", where=subject.path)
+        return tuple(Case(name=c.name, ids=c.ids[:room], n_greedy=n_greedy) for c in made)
+
+    def _texts(self, plan: LanePlan, reference: Runner) -> tuple[str, ...]:
+        if isinstance(reference, Recorded):
+            return reference.texts()
+        nasty = self.options.fixtures / "texts" / "nasty.json"
+        listed = tuple(json.loads(nasty.read_text("utf-8"))) if nasty.is_file() else ()
+        return tuple(p.text for p in plan.subject.prompts) + listed
+
+    def _quality(self, subject: Subject, engine: EngineRunner) -> tuple[int, ...]:
+        if not subject.quality_text:
+            return ()
+        limit = min(N_QUALITY_LARGE if subject.large else N_QUALITY, engine.model.config.n_ctx)
+        with suppress(ReferenceUnavailableError):
+            return engine.tokenize(subject.quality_text[: 20 * limit])[:limit]
+        return ()
+
+    # --- what is entered ------------------------------------------------------------------------------------------
+
+    def _refused(self, plan: LanePlan, why: str) -> r.Lane:
+        """A lane whose reference is not there."""
+        name = plan.reference.split(" · ")[0]
+        self.evidence.references.setdefault(
+            plan.reference,
+            r.Reference(key=plan.reference, name=name, family=name, version="", obtained="unavailable"),
+        )
+        first, *more = why.splitlines()
+        return self._record(plan, None, ladder.unsupported(" ".join((first, *(m.strip() for m in more)))))
+
+    def _record(self, plan: LanePlan, lane: Lane | None, rungs: tuple[r.Rung, ...], model: str = "") -> r.Lane:
+        if lane is None:
+            self.evidence.references.setdefault(
+                plan.reference,
+                r.Reference(
+                    key=plan.reference,
+                    name=plan.reference.split(" · ")[0],
+                    family="unknown",
+                    version="",
+                    obtained="unavailable",
+                ),
+            )
+            return r.Lane(
+                name=plan.name,
+                model=plan.subject.name,
+                reference=plan.reference,
+                outcome=lane_outcome(rungs, plan.required_rungs),
+                rungs=rungs,
+                required=plan.required,
+                required_rungs=plan.required_rungs,
+                climbed=climb(rungs, plan.required_rungs),
+                known_deviation=_deviation(plan, None, None, None),
+            )
+        self._enter(plan, lane, model)
+        failed = any(rung.outcome == "fail" for rung in rungs)
+        located = lane.located if failed else None
+        odd = next((vote.odd for vote in lane.votes if vote.odd), None) if failed else None
+        blame: Literal["engine", "reference"] | None = (
+            "reference" if odd == plan.reference else "engine" if odd == "bitnet" else None
+        )
+        cause = self._cause(plan, lane, located) if located is not None else None
+        noise = lane.noise
+        return r.Lane(
+            name=plan.name,
+            model=model,
+            reference=plan.reference,
+            numerics=lane.numerics.to_dict(),
+            outcome=lane_outcome(rungs, plan.required_rungs),
+            rungs=rungs,
+            required=plan.required,
+            required_rungs=plan.required_rungs,
+            climbed=climb(rungs, plan.required_rungs),
+            noise_floor=r.NoiseFloor(
+                metric="median relative L2 of logits", value=noise.median, how="; ".join(noise.sources)
+            )
+            if noise.sources
+            else None,
+            located=located,
+            blame=blame,
+            cause=cause,
+            known_deviation=_deviation(plan, located, blame, cause),
+            votes=tuple(lane.votes),
+        )
+
+    def _enter(self, plan: LanePlan, lane: Lane, model: str) -> None:
+        e = self.evidence
+        e.operations += lane.operations
+        e.positions += lane.positions
+        for case in lane.cases:
+            key = (model, json.dumps(lane.numerics.to_dict()), case.name)
+            if key not in e.cases:
+                e.cases[key] = evidence.case_record(model, lane.engine, case)
+        checks = tuple(
+            r.SelfCheck(question=q, expected=a, found=b, outcome="pass" if a == b else "fail")
+            for q, (a, b) in lane.self_check.items()
+        )
+        e.references[plan.reference] = _reference(plan.reference, lane.reference.info, checks)
+        if any(lane.oracle_key in vote.witnesses for vote in lane.votes):
+            e.references[lane.oracle_key] = _reference(lane.oracle_key, lane.oracle().info)
+
+    def _cause(self, plan: LanePlan, lane: Lane, located: r.Located) -> r.Cause | None:
+        """Why the odd side is wrong, where its own intermediates can be replayed."""
+        if lane.locked is None or located.integer:
+            return None
+        self.say(f"{plan.name}: explaining {place(located.tap, located.layer)}")
+        ids, taps = lane.locked
+        return attribute(plan.subject.path, lane.numerics.to_dict(), ids, taps, (located.tap, located.layer))
+
+    def _measure(self, plan: LanePlan, name: str, lane: Lane) -> None:
+        """Speed against a live reference, and determinism once a model."""
+        e, subject = self.evidence, plan.subject
+        if plan.as_default and subject.name not in self._measured:
+            self._measured.add(subject.name)
+            self.say(f"{subject.name}: the same case on other threads and in other batches")
+            others: dict[int, EngineRunner] = {}
+
+            def with_threads(n: int) -> EngineRunner:
+                if n not in others:
+                    others[n] = EngineRunner(subject.path, n_threads=n)
+                return others[n]
+
+            e.determinism += evidence.determinism_trials(lane.engine, lane.cases[0], with_threads)
+        if "TQ2_0" in plan.reference and not plan.impossible and not subject.large:
+            self.say(f"{plan.name}: speed")
+            engine = self._engine(subject.name, subject.path, None)
+            with suppress(ReferenceFailedError):
+                e.performance += evidence.speed(
+                    subject.name, engine, (plan.reference, lane.reference), lane.cases[0].ids
+                )
+
+    # --- the receipt ----------------------------------------------------------------------------------------------
+
+    def receipt(self, started: str, seconds: float) -> r.Receipt:
+        """Write the receipt and its side tables; the old one stays until the new one is whole."""
+        e = self.evidence
+        commit, dirty = git_state(Path(bitnet.__file__).parent)
+        ledgers = {id(engine): evidence.ledger_record(name, engine.model) for name, engine in e.engines.values()}
+        built = assemble(
+            timestamp=now(),
+            identity=r.Identity(
+                run_id=str(uuid.uuid4()),
+                command=command(),
+                package_version=bitnet.__version__,
+                started=started,
+                seconds=seconds,
+                git_commit=commit,
+                git_dirty=dirty,
+            ),
+            environment=environment(),
+            claims=claims(e.lanes),
+            models=list(e.models.values()),
+            tokenizers=list(e.tokenizers.values()),
+            ledger=[part for part in ledgers.values() if part.tokens],
+            cases=list(e.cases.values()),
+            references=list(e.references.values()),
+            lanes=e.lanes,
+            accuracy=e.accuracy,
+            determinism=e.determinism,
+            performance=e.performance,
+        )
+        tables = {"operations": map(_finite, e.operations), "positions": map(_finite, e.positions)}
+        return write_receipt(built, self.options.receipt, tables)
+
+
+def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) -> r.Receipt:
+    """Climb every lane and write the receipt.
+
+    Args:
+        options: What to run.
+        say: Told what is going on.
+        done: Told of each finished lane, its number from 1, and how many there are.
+
+    Raises:
+        BitNetError: A model cannot be read; nothing was written.
+        ReceiptError: The receipt cannot be written; the old one is untouched.
+    """
+    started, began = now(), time.monotonic()
+    for path in options.models:
+        load(path)  # a damaged model is refused before anything is computed
+    this = Run(options, say)
+    planned = this.plan()
+    for i, plan in enumerate(planned, 1):
+        say(plan.name)
+        done(this.climb(plan), i, len(planned))
+    return this.receipt(started, time.monotonic() - began)
+
+
+def exit_code(lanes: Iterable[r.Lane]) -> int:
+    """0 if every required lane passed or deviates as declared; 1 if one failed; 4 if one could not be judged."""
+    required = [lane for lane in lanes if lane.required]
+    open_lanes = [lane for lane in required if lane.outcome != "pass" and not lane.deviates_as_declared]
+    stale = [lane for lane in lanes if lane.known_deviation is not None and not lane.deviates_as_declared]
+    if any(lane.outcome == "fail" for lane in open_lanes) or any(_judged(lane) for lane in stale):
+        return 1
+    return 4 if open_lanes or not required else 0
+
+
+def _judged(lane: r.Lane) -> bool:
+    """Whether a lane came far enough for its declaration to be stale rather than untried."""
+    return lane.outcome in ("pass", "fail")
+
+
+def claims(lanes: Sequence[r.Lane]) -> r.Claims:
+    """What the lanes support, and what they leave open."""
+    passed = [lane for lane in lanes if lane.required and lane.outcome == "pass"]
+    proven = [lane for lane in lanes if lane.deviates_as_declared]
+    supports = [
+        f"{lane.name}: every required rung up to {lane.climbed} held, on the cases listed" for lane in passed
+    ] + [f"{lane.name}: the reference deviates as declared ({lane.cause.name})" for lane in proven if lane.cause]
+    does_not = [
+        "nothing is shown of other models, other prompts, longer contexts or other machines",
+        "agreement is not quality: a model can be wrong in every engine alike",
+        "a recorded reference shows what was recorded, not what its build computes today",
+    ]
+    open_lanes = [lane for lane in lanes if lane.outcome != "pass" and not lane.deviates_as_declared]
+    does_not += [f"{lane.name}: {lane.outcome}" for lane in open_lanes]
+    return r.Claims(supports=tuple(supports), does_not=tuple(does_not))
+
+
+def _deviation(
+    plan: LanePlan, located: r.Located | None, blame: str | None, cause: r.Cause | None
+) -> r.KnownDeviation | None:
+    declared = plan.deviation
+    if declared is None:
+        return None
+    proven = (
+        located is not None
+        and (located.tap, located.layer) == (declared.tap, declared.layer)
+        and blame == "reference"
+        and cause is not None
+        and cause.name == declared.cause
+        and cause.explained >= DEVIATION_EXPLAINED
+    )
+    return r.KnownDeviation(name=declared.name, reason=declared.reason, status="proven" if proven else "stale")
+
+
+def _reference(key: str, info: RunnerInfo, self_check: tuple[r.SelfCheck, ...] = ()) -> r.Reference:
+    return r.Reference(
+        key=key,
+        name=info.name,
+        family=info.family,
+        version=info.version,
+        obtained=info.obtained,
+        library_sha256=info.library_sha256,
+        numerics=dict(info.numerics),
+        model_sha256=info.model_sha256,
+        detail=dict(info.detail),
+        self_check=self_check,
+    )
+
+
+def _finite(row: Row) -> Row:
+    """A row with null where a measured value is not a number, as side tables want it."""
+    return {k: None if isinstance(v, float) and (v != v or v in (float("inf"), -float("inf"))) else v for k, v in row.items()}
