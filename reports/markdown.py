@@ -93,11 +93,12 @@ def _picture(name: str, pictures: Mapping[str, str]) -> list[str]:
 def _status(receipt: Receipt) -> list[str]:
     tests = receipt.test_results
     refused = [result for result in gate(receipt) if result.outcome != "pass"]
-    lines = [
+    said = (
         f"**{'Not passed' if refused else 'Passed'}.** {sentences.tally(receipt)}. "
         f"Of {tests.total} rungs {tests.passed} passed, {tests.failed} failed, {tests.errors} ended in an error, "
         f"{tests.unsupported} unsupported, {tests.inconclusive} inconclusive."
-    ]
+    )
+    lines = [said]
     if refused:
         demands = "\n".join(f"- {code(result.name)}: {escape(result.why)}" for result in refused)
         lines.append(f"The gate refuses:\n\n{demands}")

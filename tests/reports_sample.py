@@ -450,10 +450,15 @@ def receipt(**changes):
     return receipts.assemble(**{**fields, **changes})
 
 
-def write(folder):
-    """The receipt in a file with its side files; its path."""
+def write(folder, lanes=None):
+    """The receipt in a file with its side files, of all lanes or of some; its path."""
     path = folder / "inference.json"
-    receipts.write(receipt(), path, {"operations": operation_rows(), "positions": position_rows()})
+    names = {item.name for item in lanes or ()}
+    operations, positions = (
+        [row for row in rows if not names or row["lane"] in names] for rows in (operation_rows(), position_rows())
+    )
+    made = receipt(lanes=lanes) if lanes else receipt()
+    receipts.write(made, path, {"operations": operations, "positions": positions})
     return path
 
 

@@ -56,6 +56,7 @@ def operations(rows: pd.DataFrame, lanes: Sequence[str] | None = None) -> Figure
     """
     if lanes is not None:
         rows = rows[rows["lane"].isin(list(lanes))]
+    rows = rows[rows["outcome"].isin(("pass", "fail"))]
     if rows.empty:
         return empty(_TITLE, _SUBTITLE, "No lane reached the operations rung, so no operation was compared.")
     names = [name for name in (lanes or dict.fromkeys(rows["lane"])) if (rows["lane"] == name).any()]
