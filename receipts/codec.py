@@ -37,6 +37,7 @@ Name = Annotated[str, "name"]
 Time = Annotated[str, "time"]
 Count = Annotated[int, "count"]
 Index = Annotated[int, "index"]
+Token = Annotated[int, "token"]
 Amount = Annotated[float, "amount"]
 Share = Annotated[float, "share"]
 RowsFile = Annotated[str, "rows_file"]
@@ -186,6 +187,8 @@ def _scalar(hint: Anything, value: Anything, path: str) -> Anything:
 
 def plain(value: Anything) -> Anything:
     """A numpy scalar as Python's own; anything else as it is."""
+    if type(value) in (float, int, str):
+        return value  # nearly always
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 

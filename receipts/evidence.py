@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from receipts.codec import Amount, Count, Name, Record, Sha256, Sha256OrNone
+from receipts.codec import Amount, Count, Name, Record, Sha256, Sha256OrNone, Token
 from receipts.lanes import Outcome
 
 
@@ -70,7 +70,7 @@ class TopK(Record):
     """
 
     position: Count
-    ids: tuple[Count, ...]
+    ids: tuple[Token, ...]
     logits: tuple[float, ...]
 
 
@@ -92,11 +92,11 @@ class Case(Record):
 
     name: Name
     model: Name
-    prompt_ids: tuple[Count, ...]
+    prompt_ids: tuple[Token, ...]
     ids_sha256: Sha256
     logits_sha256: Sha256
     logits_shape: tuple[Count, ...]
-    generated_ids: tuple[Count, ...] = ()
+    generated_ids: tuple[Token, ...] = ()
     top_k: tuple[TopK, ...] = ()
     numerics: Mapping[str, str] = field(default_factory=dict)
 

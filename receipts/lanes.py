@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from receipts.codec import Amount, Count, Index, Name, Record, Share
+from receipts.codec import Amount, Count, Index, Name, Record, Share, Token
 
 RungName = Literal["identity", "tokens", "weights", "operations", "logits", "decode", "greedy", "quality"]
 Outcome = Literal["pass", "fail", "error", "unsupported", "inconclusive"]
@@ -39,8 +39,8 @@ class NearTie(Record):
     position: Count
     margin: Amount
     floor: Amount
-    ours: Count
-    theirs: Count
+    ours: Token
+    theirs: Token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,12 +37,13 @@ SCALARS: Mapping[str, dict[str, Any]] = {
         "pattern": "^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9](\\.[0-9]{1,9})?Z" + _END,
     },
     "count": {
-        "description": "Integers beyond 2^53 − 1 are decimal strings.",
-        "anyOf": [
-            {"type": "integer", "minimum": 0, "maximum": MAX_SAFE},
-            {"type": "string", "pattern": "^[1-9][0-9]{15,19}" + _END},
-        ],
+        # Beyond 2^53 − 1 a decimal string. Keywords for one type say nothing about the other.
+        "type": ["integer", "string"],
+        "minimum": 0,
+        "maximum": MAX_SAFE,
+        "pattern": "^[1-9][0-9]{15,19}" + _END,
     },
+    "token": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
     "index": {"type": "integer", "minimum": -1, "maximum": MAX_SAFE},
     "amount": {"type": "number", "minimum": 0},
     "share": {"type": "number", "maximum": 1},
@@ -58,26 +59,24 @@ _PLAIN: Mapping[type, dict[str, Any]] = {
 
 
 def generate() -> dict[str, Any]:
-    """The schema as JSON types: one closed definition per record, one per scalar rule."""
+    """The schema as JSON types: one closed definition per record."""
     definitions: dict[str, Any] = {}
     root = _reference(Receipt, definitions)
-    scalars = {label: rule for label, rule in SCALARS.items() if label in definitions}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "Receipt of a cross-validated inference run, schema 1",
         **root,
-        "$defs": {name: scalars.get(name) or rule for name, rule in sorted(definitions.items())},
+        "$defs": dict(sorted(definitions.items())),
     }
 
 
 def _reference(hint: Anything, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a type hint; records and labelled scalars are added to `definitions` and referred to."""
+    """The schema of a type hint; records are added to `definitions` and referred to."""
     hint, label = unwrap(hint)
     origin: Anything = get_origin(hint)
     if label is not None:
-        definitions.setdefault(label, {})
-        return {"$ref": f"#/$defs/{label}"}
+        return dict(SCALARS[label])
     if origin in (Union, UnionType):
         arms = [arm for arm in get_args(hint) if arm is not NoneType]
         return {"anyOf": [_reference(arms[0], definitions), {"type": "null"}]}
@@ -140,7 +139,7 @@ def load() -> dict[str, Any]:
 def _validator(definition: str) -> Any:  # noqa: ANN401  # jsonschema's validator classes are made at run time
     from jsonschema import Draft202012Validator  # slow to import; only checking needs it
 
-    return Draft202012Validator({"$ref": f"#/$defs/{definition}", "$defs": load()["$defs"]})
+    return Draft202012Validator({"$ref": f"#/$defs/{definition}", "$defs": load()["$defs"] | SCALARS})
 
 
 def problems(data: Anything, *, definition: str = "Receipt", limit: int = 20) -> list[ReceiptError]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from receipts.codec import MAX_SAFE, Anything, plain
@@ -43,6 +44,14 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 Row = dict[str, Any]
+#: Kind → types that fit without a closer look. Numbers always get one: they may be NaN or too large.
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    "text": (str,),
+    "flag": (bool,),
+    "integer": (),
+    "measured": (NoneType,),
+    "place": (NoneType,),
+}
 
 
 def rows_of(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -65,17 +74,18 @@ def rows_of(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
                 path=f"{table}[{i}]",
                 remedy=f"{table} has {', '.join(columns)}",
             )
-        checked.append({name: _cell(kind, row[name], f"{table}[{i}].{name}") for name, kind in columns.items()})
+        checked.append(
+            {
+                name: value if type(value := row[name]) in _PLAIN[kind] else _cell(kind, value, f"{table}[{i}].{name}")
+                for name, kind in columns.items()
+            }
+        )
     return checked
 
 
 def _cell(kind: str, value: Anything, path: str) -> Anything:
     value = plain(value)
-    if kind in ("measured", "place") and value is None:
-        return None
-    if kind == "text" and isinstance(value, str):
-        return value
-    if kind == "flag" and isinstance(value, bool):
+    if type(value) in _PLAIN[kind]:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         if kind == "measured":

@@ -20,6 +20,7 @@ SCALARS = {
     "name": st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12),
     "time": st.datetimes().map(lambda t: t.isoformat() + "Z"),
     "count": st.integers(0, 9) | st.integers(0, MAX_INTEGER),
+    "token": st.integers(0, 2**31 - 1),
     "index": st.integers(-1, 99),
     "amount": st.floats(0, allow_infinity=False),
     "share": st.floats(max_value=1, allow_nan=False, allow_infinity=False),

@@ -71,6 +71,7 @@ def test_breaches_are_limited():
         ("time", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z\n"),
         ("count", str(MAX_INTEGER), "7"),
         ("count", 0, -1),
+        ("token", 0, 2**31),
         ("index", -1, -2),
         ("amount", 0, -0.1),
         ("share", 1, 1.1),
