@@ -23,7 +23,19 @@ from bitnet.gguf_types import StringArray, TypedArray, ValueType
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-_SCALARS = {t: struct.Struct(d.char if t is ValueType.BOOL else f"<{d.char}") for t, d in g.NUMBERS.items()}
+_SCALARS = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
+    ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
+    ValueType.UINT32: _U32,
+    ValueType.INT32: struct.Struct("<i"),
+    ValueType.FLOAT32: struct.Struct("<f"),
+    ValueType.BOOL: struct.Struct("<?"),
+    ValueType.UINT64: _U64,
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
+}
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, the smallest value
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, one dimension, type, offset
 _CHUNK = 1 << 16  # strings scanned between two looks at the clock
@@ -319,9 +331,10 @@ def _strings(cursor: _Cursor, n: int, field: str) -> StringArray:
         if position > limit:
             break
     if len(starts) < n or position > limit:
-        index = len(starts) - (position > limit)  # the one whose text, or whose length, is past the end
-        cursor.position = starts[index] if position > limit else position
-        cursor.need(max(position - cursor.position, 8), f"{field}[{index}]")
+        in_text = position > limit  # else in the length of the next one
+        index = len(starts) - in_text
+        cursor.position = starts[index] if in_text else position
+        cursor.need(position - cursor.position if in_text else 8, f"{field}[{index}]")
     starts.append(position + 8)
     offsets = np.frombuffer(starts, np.uint64)
     longest = int(np.diff(offsets).max(initial=8)) - 8

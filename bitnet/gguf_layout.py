@@ -64,9 +64,9 @@ def place(header: Header, buffer: mmap.mmap | bytes, path: str) -> tuple[dict[st
     size, alignment = len(buffer), header.alignment
     start = align_up(header.end, alignment)
     arch = header.metadata.get("general.architecture")
-    notices: list[str] = []
+    readings: list[str] = []
     spans = _spans(header, start, size, path)
-    infos = [_info(span, arch, alignment, path, notices) for span in spans]
+    infos = [_info(span, arch, alignment, path, readings) for span in spans]
     for info, span in zip(infos, spans, strict=True):
         if info.offset + info.n_bytes > size and span.is_last:
             missing = info.offset + info.n_bytes - size
@@ -75,7 +75,7 @@ def place(header: Header, buffer: mmap.mmap | bytes, path: str) -> tuple[dict[st
         if left.offset + left.n_bytes > right.offset:
             raw = next(t for t in header.tensors if t.name == right.name)
             _fail(f"overlaps tensor {left.name}, which ends at byte {left.offset + left.n_bytes}", path, raw)
-    notices += _odd_spaces(infos, header, buffer, min(start, size))
+    notices = _first(readings) + _odd_spaces(infos, header, buffer, min(start, size))
     by_name = {info.name: info for info in infos}
     return {t.name: by_name[t.name] for t in header.tensors}, tuple(notices)
 
@@ -102,7 +102,7 @@ def _spans(header: Header, start: int, size: int, path: str) -> list[_Span]:
             )
         placed.append((start + raw.offset, type_, raw))
     placed.sort(key=lambda t: t[0])
-    ends = [begin for begin, _, _ in placed[1:]] + [size]
+    ends = [begin for begin, _, _ in placed][1:] + [size] * bool(placed)
     return [
         _Span(raw, type_, begin, end - begin, i == len(placed) - 1)
         for i, ((begin, type_, raw), end) in enumerate(zip(placed, ends, strict=True))
@@ -123,11 +123,11 @@ def _type(raw: RawTensor, path: str) -> GGMLType:
         _fail(f"type {raw.type_number} is unknown", path, raw)
 
 
-def _info(span: _Span, arch: object, alignment: int, path: str, notices: list[str]) -> TensorInfo:
+def _info(span: _Span, arch: object, alignment: int, path: str, readings: list[str]) -> TensorInfo:
     raw, type_ = span.raw, span.type
     shape = raw.dims[::-1]
     if type_ in _OTHER_READING:
-        _check_reading(span, arch, alignment, path, notices)
+        _check_reading(span, arch, alignment, path, readings)
     fault = shape_fault(type_, shape)
     if fault is not None:
         _fail(fault, path, raw)
@@ -142,18 +142,18 @@ def _fits(n_bytes: int, span: _Span, alignment: int) -> bool:
     return span.room == align_up(n_bytes, alignment) or (span.is_last and span.room == n_bytes)
 
 
-def _check_reading(span: _Span, arch: object, alignment: int, path: str, notices: list[str]) -> None:
+def _check_reading(span: _Span, arch: object, alignment: int, path: str, readings: list[str]) -> None:
     """Refuse types 36–39 where they may be ggml's, and say so where only the sizes speak for bitnet.cpp's."""
     raw, type_ = span.raw, span.type
     shape = raw.dims[::-1]
     other, block, block_bytes = _OTHER_READING[type_]
     ours_fits = shape_fault(type_, shape) is None and _fits(tensor_bytes(type_, shape), span, alignment)
     other_fits = shape[-1] % block == 0 and _fits(math.prod(shape) // block * block_bytes, span, alignment)
-    is_theirs = isinstance(arch, str) and (arch.startswith("bitnet") or (arch == "llama" and type_ is not GGMLType.TL2))
+    is_theirs = isinstance(arch, str) and (arch.startswith("bitnet") or (arch == "llama" and type_ != GGMLType.TL2))
     if ours_fits and is_theirs:
         return
     if ours_fits and not other_fits:
-        notices.append(f"tensor {raw.name}: type {type_:d} is read as bitnet.cpp's {type_.name} because its size fits")
+        readings.append(f"tensor {raw.name}: type {type_:d} is read as bitnet.cpp's {type_.name} because its size fits")
         return
     if is_theirs and not other_fits:
         return  # sizes that fit neither reading are a fault of bitnet.cpp's, and reported as such

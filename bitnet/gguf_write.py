@@ -188,7 +188,7 @@ def _elements(value: Any, key: str) -> tuple[ValueType, Any]:  # noqa: ANN401  #
     if not value:
         raise UsageError("an empty list has no type", where=f"key {key}", remedy="give a TypedArray")
     first = _typed(value[0], key)[0]
-    if first is ValueType.UINT32 and min(value) < 0:
+    if first is ValueType.UINT32 and any(isinstance(v, int) and v < 0 for v in value):
         first = ValueType.INT32
     return first, value
 

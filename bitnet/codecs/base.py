@@ -42,7 +42,7 @@ class Ternary:
         if self.scale is not None:
             weights *= np.float32(self.scale)
         if self.block_scale is not None:
-            blocks = weights.reshape(len(weights), -1, BLOCK_SCALE)
+            blocks = weights.reshape(*self.block_scale.shape, BLOCK_SCALE)
             blocks *= self.block_scale[..., None]
         return weights
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitnet.codecs.base import (
     Codec,
@@ -33,7 +32,7 @@ _TYPE = GGMLType.I2_S
 _GROUP = 32  # bytes whose weights are interleaved, and elements from one bit pair to the next
 _SHIFTS = (6, 4, 2, 0)
 _LOW_BITS = np.uint64(0x5555555555555555)
-_SCAN = 1 << 17  # words looked at together
+_SCAN = 1 << 20  # bytes of codes looked at together
 
 
 def unpack_i2_s(raw: Raw, shape: Sequence[int], rows: slice | None = None) -> Ternary:
@@ -98,22 +97,17 @@ def trits_to_codes(trits: Trits) -> Raw:
 
 def check_codes(codes: Raw) -> None:
     """Refuse code 3 anywhere in codes [n_row, n_col / 4]. Raises `ModelFileError` naming the first element."""
-    words = np.ascontiguousarray(codes).reshape(-1).view(np.uint64)
-    for begin in range(0, len(words), _SCAN):
-        part: NDArray[np.uint64] = words[begin : begin + _SCAN]
-        if (part & (part >> np.uint64(1)) & _LOW_BITS).any():
-            _refuse(codes.reshape(-1), begin * 8, codes.shape[1] * 4)
-
-
-def _refuse(flat: Raw, begin: int, n_col: int) -> None:
-    for at in range(begin, len(flat)):
-        for i, shift in enumerate(_SHIFTS):
-            if flat[at] >> shift & 3 == 3:
-                row, col = divmod(at // _GROUP * 128 + i * _GROUP + at % _GROUP, n_col)
-                raise ModelFileError(
-                    f"code 3 at element {row * n_col + col} (row {row}, column {col}), which is no ternary weight",
-                    remedy="the file is damaged, or packed in another layout of its type (ARM, or 4 rows a byte)",
-                )
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    for begin in range(0, len(flat), _SCAN):
+        part = flat[begin : begin + _SCAN]
+        words = part.view(np.uint64)
+        if (words & (words >> np.uint64(1)) & _LOW_BITS).any():
+            element = begin * 4 + int((codes_to_trits(part[None]) == 2).argmax())
+            row, col = divmod(element, codes.shape[1] * 4)
+            raise ModelFileError(
+                f"code 3 at element {element} (row {row}, column {col}), which is no ternary weight",
+                remedy="the file is damaged, or packed in another layout of its type (ARM, or 4 rows a byte)",
+            )
 
 
 def decode(raw: Raw, shape: Sequence[int]) -> Float32:

@@ -113,7 +113,8 @@ def pack_tq1_0(trits: Trits, scale: float | Float32 = 1.0) -> Raw:
 def _blocks(type_: GGMLType, raw: Raw, shape: Sequence[int], rows: slice | None) -> Raw:
     """[rows, blocks of a row, bytes of a block], without copying."""
     flat = matrix_rows(type_, raw, shape, rows)
-    return flat.reshape(len(flat), shape[-1] // BLOCK_SCALE, -1)
+    n_block = shape[-1] // BLOCK_SCALE
+    return flat.reshape(len(flat), n_block, flat.shape[1] // n_block)
 
 
 def _read_scales(blocks: Raw) -> Float32:
@@ -133,6 +134,8 @@ def _with_scales(trits: Trits, code_bytes: int, scale: float | Float32) -> Raw:
     given = np.asarray(scale, np.float32)
     if given.shape not in ((), grid):
         raise UsageError(f"block scales are {list(given.shape)}", remedy=f"give one, or {list(grid)}")
+    if not np.isfinite(given).all():
+        raise UsageError("a block scale is NaN or infinite", remedy="look for the fault where it was made")
     halves = to_float16(given, "a block scale")
     if not np.array_equal(halves.astype(np.float32), given):
         raise UsageError(
