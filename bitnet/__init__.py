@@ -33,7 +33,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the module holds
     if name not in _HOME:
         raise AttributeError(f"module 'bitnet' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -14,8 +14,8 @@ from bitnet import tokenizer as tokenizers
 from bitnet.architecture import read_config
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
 from bitnet.errors import TokenizerError, UsageError
-from bitnet.gguf import GGUF, GGMLType
 from bitnet.generate import Decoder, Generation
+from bitnet.gguf import GGUF, GGMLType
 from bitnet.kernels import kernels
 from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
@@ -70,7 +70,7 @@ class Model:
         elif prompt and isinstance(prompt[0], Mapping):
             ids = self.tokenizer.encode(self.chat_prompt(prompt), add_special=False)  # type: ignore[arg-type]  # mappings
         else:
-            ids = tuple(int(i) for i in prompt)  # type: ignore[call-overload,arg-type]  # ids
+            ids = tuple(int(i) for i in prompt)  # type: ignore[arg-type]  # ids
         if not ids:
             raise UsageError("the prompt has no tokens", remedy="give some text; this model adds no BOS of its own")
         return ids

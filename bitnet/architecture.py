@@ -47,7 +47,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def _number(gguf: GGUF, key: str, kind: type, default: Any = None) -> Any:
+def _number(gguf: GGUF, key: str, kind: type, default: float | None = None) -> Any:  # noqa: ANN401  # as `kind` says
     value = gguf.metadata.get(key, default)
     if value is None:
         raise GGUFError(

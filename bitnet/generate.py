@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from bitnet.cache import KVCache
 from bitnet.config import GenerationConfig
 from bitnet.errors import ResourceLimitError
 from bitnet.linear import Float32
@@ -117,10 +118,11 @@ class Decoder:
         )
 
 
-def prefill(network: Network, ids: Sequence[int], cache: object) -> Float32:
+def prefill(network: Network, ids: Sequence[int], cache: KVCache) -> Float32:
     """Evaluate a prompt in chunks; the logits [n_vocab] after its last token."""
-    logits = None
+    logits: Float32 | None = None
     for begin in range(0, len(ids), PREFILL_CHUNK):
-        logits = network.forward(ids[begin : begin + PREFILL_CHUNK], cache, last_only=True)  # type: ignore[arg-type]
+        logits = network.forward(ids[begin : begin + PREFILL_CHUNK], cache, last_only=True)
     assert logits is not None
-    return logits[0]
+    last: Float32 = logits[0]
+    return last

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -155,7 +156,7 @@ class Backend:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
-        others = [self._pool.submit(run, a, b) for a, b in zip(borders[1:-1], borders[2:], strict=True)]
+        others = [self._pool.submit(run, a, b) for a, b in pairwise(borders[1:])]
         run(borders[0], borders[1])
         for other in others:
             other.result()
@@ -208,9 +209,7 @@ def _multiply(
         blocks = m.block_scale
         if how == "int8_token" and blocks is None:
             q, scale, total = a.int8_token
-            return "ternary_int8_token", lambda i, j: k.ternary_int8_token(
-                m.codes, q, total, scale, m.scale, i, j, out
-            )
+            return "ternary_int8_token", lambda i, j: k.ternary_int8_token(m.codes, q, total, scale, m.scale, i, j, out)
         if how == "q8_k":
             q, scale, total = a.q8_k
             weight_scale = _ones(m) if blocks is None else blocks

@@ -21,7 +21,7 @@ from bitnet.weights import Weights
 Tap = Callable[[str, int, Float32], Float32]
 
 
-def keep(name: str, layer: int, value: Float32) -> Float32:
+def keep(_name: str, _layer: int, value: Float32) -> Float32:
     """The tap that changes nothing."""
     return value
 

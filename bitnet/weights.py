@@ -87,9 +87,9 @@ class Weights:
         for m in self.projections():
             if isinstance(m, TernaryMatrix):
                 digest.update(f"{m.name} {m.n_row} {m.n_col} {m.scale!r} ternary\n".encode())
-                digest.update(m.codes)
+                digest.update(m.codes.data)
                 if m.block_scale is not None:
-                    digest.update(np.ascontiguousarray(m.block_scale))
+                    digest.update(np.ascontiguousarray(m.block_scale).data)
             else:
                 digest.update(f"{m.name} {m.n_row} {m.n_col} {m.scale!r} {m.type_name}\n".encode())
                 digest.update(getattr(m, "data"))  # noqa: B009  both other kinds have it

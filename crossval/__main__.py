@@ -35,12 +35,16 @@ def _app() -> None:
 def run(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="A GGUF file of your own, instead of the shipped models; may be repeated. Default: BITNET_GGUF."),
+        typer.Option(
+            help="A GGUF file of your own, instead of the shipped models; may be repeated. Default: BITNET_GGUF."
+        ),
     ] = None,
     only: Annotated[str, typer.Option(help="Only lanes whose name contains this.")] = "",
     receipt: Annotated[Path, typer.Option(help="Where the receipt goes.")] = Path("ci/inference.json"),
     work: Annotated[Path, typer.Option(help="Folder for transcoded copies.")] = Path("build/crossval"),
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the engine. Default: BITNET_NUM_THREADS.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the engine. Default: BITNET_NUM_THREADS.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Whether to measure speed and determinism too.")] = True,
 ) -> None:
     """Climb every lane and write the receipt.

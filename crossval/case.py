@@ -12,7 +12,6 @@ import numpy as np
 from reference.runner import ReferenceUnavailableError, Runner
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """A text to continue.
@@ -35,7 +34,6 @@ PROMPTS = (
     ),
     Prompt(name="code", text="def fibonacci(n):\n    if n < 2:\n        return n\n    return"),
 )
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class EngineRunner:
         rows: list[Float32] = []
         began = time.perf_counter()
         prefilled = began
-        for done, end in zip(borders, borders[1:], strict=False):  # noqa: B007  `tap` reads it
+        for done, end in pairwise(borders):  # `tap` reads `done`
             rows.append(network.forward(request.ids[done:end], cache, tap=tap))
             if len(rows) == 1:
                 prefilled = time.perf_counter()

@@ -29,7 +29,7 @@ TIMED_PREFILL, TIMED_DECODE = 64, 32
 
 def logits_digest(logits: Float32) -> str:
     """sha256 over float32 little-endian logits, row by row."""
-    return hashlib.sha256(np.ascontiguousarray(logits, "<f4")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").data).hexdigest()
 
 
 def model_record(name: str, model: LoadedModel) -> r.Model:
@@ -129,13 +129,17 @@ def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
         logits_shape=seen.logits.shape,
         generated_ids=seen.generated,
         top_k=(
-            r.TopK(position=len(case.ids) - 1, ids=tuple(int(i) for i in best), logits=tuple(float(last[i]) for i in best)),
+            r.TopK(
+                position=len(case.ids) - 1, ids=tuple(int(i) for i in best), logits=tuple(float(last[i]) for i in best)
+            ),
         ),
         numerics=engine.model.network.numerics.to_dict(),
     )
 
 
-def determinism_trials(engine: EngineRunner, case: Case, other_threads: Callable[[int], EngineRunner]) -> list[r.Determinism]:
+def determinism_trials(
+    engine: EngineRunner, case: Case, other_threads: Callable[[int], EngineRunner]
+) -> list[r.Determinism]:
     """The same case on 1, 2 and 3 threads, twice, and in other batches: are the bits the same?"""
 
     def digests(setting: str, seen: Observation) -> r.Run:
@@ -159,7 +163,9 @@ def determinism_trials(engine: EngineRunner, case: Case, other_threads: Callable
     ]
 
 
-def speed(name: str, engine: EngineRunner, reference: tuple[str, Runner] | None, ids: Sequence[int]) -> list[r.Performance]:
+def speed(
+    name: str, engine: EngineRunner, reference: tuple[str, Runner] | None, ids: Sequence[int]
+) -> list[r.Performance]:
     """Prefill and decode of the engine and, alternating with it, of a reference; raw seconds and median rates."""
     sides: list[tuple[str, Runner, int]] = [("bitnet", engine, int(engine.info.detail["threads"]))]
     if reference is not None:
@@ -206,7 +212,9 @@ def accuracy_records(engine: EngineRunner, operations: Sequence[Row]) -> list[r.
             ratio, compared = worst.get(matrix.type_name, (0.0, 0))
             worst[matrix.type_name] = (max(ratio, row["ratio"]), compared + row["compared"])
     limit = envelope.LOCKED_OPERATION
-    kernels = {use.weight_type: use.kernel for use, _ in engine.model.network.backend.ledger if use.role == "projection"}
+    kernels = {
+        use.weight_type: use.kernel for use, _ in engine.model.network.backend.ledger if use.role == "projection"
+    }
     return [
         r.Accuracy(
             weight_type=weight_type,

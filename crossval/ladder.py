@@ -15,6 +15,7 @@ from crossval.envelope import Envelope
 from crossval.lane import Forced, Lane
 from crossval.locate import check_operations
 from crossval.metrics import (
+    Float32,
     ShapeMismatchError,
     difference,
     kl_divergence,
@@ -24,7 +25,7 @@ from crossval.metrics import (
     top1_margin,
 )
 from receipts.record import RUNGS, NearTie, Rung, RungName
-from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request
+from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request, Runner
 
 Climb = Callable[[Lane], Rung]
 
@@ -73,7 +74,8 @@ def identity(lane: Lane) -> Rung:
     """Two different programs on the files they are said to run on."""
     ours, theirs = lane.engine.info, lane.reference.info
     compared = 2
-    why = f"{theirs.name} ({theirs.obtained}, library {theirs.library_sha256[:12] or 'without a file'}) is not this engine"
+    library = theirs.library_sha256[:12] or "without a file"
+    why = f"{theirs.name} ({theirs.obtained}, library {library}) is not this engine"
     if theirs.library_sha256 == ours.library_sha256 or theirs.family == ours.family:
         return Rung(name="identity", outcome="fail", why="both sides run the same code", compared=compared)
     if not theirs.model_sha256:
@@ -97,7 +99,9 @@ def tokens(lane: Lane) -> Rung:
     for text in lane.texts:
         ours, theirs = lane.original.tokenize(text), lane.reference.tokenize(text)
         if ours != theirs:
-            at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+            at = next(
+                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+            )
             different.append(f"{text[:40]!r} from token {at} on")
     if not lane.texts and lane.reference.info.obtained == "recorded":
         return Rung(name="tokens", outcome="unsupported", why="no texts were recorded for this model")
@@ -123,14 +127,16 @@ def weights(lane: Lane) -> Rung:
         if found.max_abs_err > worst:
             worst, where = found.max_abs_err, f"{name} row {found.worst_token} column {found.worst_index}"
     why = f"{compared} tensors decode to equal bits"
-    return _judged("weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}")
+    return _judged(
+        "weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}"
+    )
 
 
-def _scaled(runner: object, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _scaled(runner: Runner, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """A tensor with its `.scale`, where this side's file has one."""
-    value = runner.weights(name)  # type: ignore[attr-defined]  # a Runner
+    value = runner.weights(name)
     try:
-        scale = runner.weights(name.removesuffix(".weight") + ".scale")  # type: ignore[attr-defined]  # a Runner
+        scale = runner.weights(name.removesuffix(".weight") + ".scale")
     except (ReferenceUnavailableError, KeyError):
         return np.asarray(value, np.float32)
     return np.asarray(value * np.float32(scale.reshape(-1)[0]), np.float32)
@@ -157,7 +163,7 @@ def _all(lane: Lane) -> list[Forced]:
 def _compare_logits(
     name: RungName,
     lane: Lane,
-    parts: list[tuple[Forced, np.ndarray, np.ndarray, int]],  # type: ignore[type-arg]  # float32 [rows, n_vocab]
+    parts: list[tuple[Forced, Float32, Float32, int]],
 ) -> Rung:
     if not parts:
         return Rung(name=name, outcome="inconclusive", why="no position was compared")
@@ -191,7 +197,9 @@ def _compare_logits(
         ((middle, median), (extreme, largest)), key=lambda pair: pair[1] / pair[0].limit if pair[0].limit else pair[1]
     )
     same = sum(row["top1_equal"] for row in lane.positions[-len(every) :])
-    why = f"median {median:.1e}, largest {largest:.1e}; the most likely token agrees at {same} of {len(every)} positions"
+    why = (
+        f"median {median:.1e}, largest {largest:.1e}; the most likely token agrees at {same} of {len(every)} positions"
+    )
     return _judged(name, worst, measured, len(every), f"{why}; limit: {worst.reason}")
 
 
@@ -228,7 +236,8 @@ def greedy(lane: Lane) -> Rung:
             first = first or f"{c.case.name}, step {step}: {chosen} for {theirs}, margin {margin:.2g}"
     why = f"{compared - len(ties)} of {compared} greedy tokens are equal"
     if ties:
-        why += f"; {len(ties)} near-tie(s): margins up to {max(t.margin for t in ties):.1e} under a noise of {lane.noise.margin:.1e}"
+        largest = max(tie.margin for tie in ties)
+        why += f"; {len(ties)} near-tie(s): margins up to {largest:.1e} under a noise of {lane.noise.margin:.1e}"
     if wrong:
         why = f"{wrong} of {compared} greedy tokens differ by more than noise ({first})"
     return _judged("greedy", envelope.SAME_CHOICE, float(wrong), compared, why, tuple(ties))
@@ -243,9 +252,8 @@ def quality(lane: Lane) -> Rung:
     else:
         pairs = [(c.ours, c.theirs, c.ids) for c in _all(lane)]
         what = "the prompts and their continuations"
-    ours, theirs = (
-        np.concatenate([negative_log_likelihood(pair[side], pair[2]) for pair in pairs]) for side in (0, 1)
-    )
+    ours = np.concatenate([negative_log_likelihood(mine, ids) for mine, _, ids in pairs])
+    theirs = np.concatenate([negative_log_likelihood(other, ids) for _, other, ids in pairs])
     if not ours.size:
         return Rung(name="quality", outcome="inconclusive", why="the text has fewer than two tokens")
     measured = abs(float(ours.mean() - theirs.mean()))

@@ -13,7 +13,7 @@ import numpy as np
 from crossval import envelope
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane
-from crossval.metrics import Float32, difference
+from crossval.metrics import Float32, Float64, difference
 from receipts.record import Located, Rung, Vote
 from reference.runner import ReferenceUnavailableError, Request, TapKey, tap_order
 
@@ -161,7 +161,10 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
     friends = {name: sum(name in pair for pair in pairs) for name in named}
     alone = [name for name, n in friends.items() if n == 0]
     odd = alone[0] if len(alone) == 1 else None
-    witnesses = {name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees" for name, n in friends.items()}
+    witnesses = {
+        name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees"
+        for name, n in friends.items()
+    }
     lane.votes.append(Vote(rung="operations", witnesses=witnesses, odd=odd))  # type: ignore[arg-type]  # two literals
 
 
@@ -181,18 +184,16 @@ def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:
     if ("result_norm", -1) in theirs and ("result_output", -1) in theirs:
         heads = {"token_embd.weight": True, "output.weight": False}
         x = theirs["result_norm", -1][-1:].astype(np.float64)
-        values = {
-            name: x @ _matrix(lane, name).T for name in heads if name in lane.engine.model.gguf.tensors
-        }
+        values = {name: x @ _matrix(lane, name).T for name in heads if name in lane.engine.model.gguf.tensors}
         declared = "token_embd.weight" if config.tied_head else "output.weight"
         lane.self_check["head"] = (declared, _nearest(values, theirs["result_output", -1][-1:]))
 
 
-def _matrix(lane: Lane, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _matrix(lane: Lane, name: str) -> Float64:
     return lane.engine.weights(name).astype(np.float64)
 
 
-def _rotated(lane: Lane, q: Float32, style: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _rotated(lane: Lane, q: Float32, style: str) -> Float64:
     from bitnet.rope import rotary_tables
 
     config = lane.engine.model.config
@@ -206,9 +207,7 @@ def _rotated(lane: Lane, q: Float32, style: str) -> np.ndarray[tuple[int, ...], 
     return out.reshape(q.shape)
 
 
-def _nearest(
-    candidates: Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]], found: Float32
-) -> str:
+def _nearest(candidates: Mapping[str, Float64], found: Float32 | Float64) -> str:
     """The candidate that lands on a value, or that none does (1 % of its size is far from any of them)."""
     size = float(np.linalg.norm(found)) or 1.0
     errors = {name: float(np.linalg.norm(value - found)) / size for name, value in candidates.items()}
@@ -219,7 +218,9 @@ def _nearest(
 def _verdict(lane: Lane, checked: int, sums: int, unequal: int, worst: float, worst_at: str) -> Rung:
     limit = envelope.LOCKED_OPERATION
     if not checked:
-        return Rung(name="operations", outcome="unsupported", why="the reference offers no intermediates of these prompts")
+        return Rung(
+            name="operations", outcome="unsupported", why="the reference offers no intermediates of these prompts"
+        )
     if unequal:
         return Rung(
             name="operations",

@@ -1,4 +1,4 @@
-"""What is measured between two arrays. Shapes must agree, NaN never agrees with anything, zero rows are no comparison."""
+"""What is measured between two arrays: shapes must agree, NaN agrees with nothing, zero rows are no comparison."""
 
 from __future__ import annotations
 

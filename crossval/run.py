@@ -149,7 +149,7 @@ class Run:
         if plan.as_default:
             self.evidence.accuracy += evidence.accuracy_records(engine, lane.operations)
         if self.options.measure and not any(rung.outcome == "error" for rung in rungs):
-            self._measure(plan, name, lane)
+            self._measure(plan, lane)
         return record
 
     # --- the two sides --------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class Run:
         ids, taps = lane.locked
         return attribute(plan.subject.path, lane.numerics.to_dict(), ids, taps, (located.tap, located.layer))
 
-    def _measure(self, plan: LanePlan, name: str, lane: Lane) -> None:
+    def _measure(self, plan: LanePlan, lane: Lane) -> None:
         """Speed against a live reference, and determinism once a model."""
         e, subject = self.evidence, plan.subject
         if plan.as_default and subject.name not in self._measured:
@@ -434,4 +434,7 @@ def _reference(key: str, info: RunnerInfo, self_check: tuple[r.SelfCheck, ...] =
 
 def _finite(row: Row) -> Row:
     """A row with null where a measured value is not a number, as side tables want it."""
-    return {k: None if isinstance(v, float) and (v != v or v in (float("inf"), -float("inf"))) else v for k, v in row.items()}
+    return {
+        k: None if isinstance(v, float) and (v != v or v in (float("inf"), -float("inf"))) else v
+        for k, v in row.items()
+    }

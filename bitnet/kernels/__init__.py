@@ -21,9 +21,7 @@ _MODULES: dict[str, str] = {"cpu": "bitnet.kernels.cpu", "plain": "bitnet.kernel
 def kernels(device: str) -> ModuleType:
     """The module of kernels for a device. Raises `UsageError` for one that does not exist."""
     if device not in _MODULES:
-        raise UsageError(
-            f"no device {device!r}", where="BITNET_DEVICE", remedy=f"one of {', '.join(get_args(Device))}"
-        )
+        raise UsageError(f"no device {device!r}", where="BITNET_DEVICE", remedy=f"one of {', '.join(get_args(Device))}")
     return importlib.import_module(_MODULES[device])
 
 

@@ -35,7 +35,9 @@ def kernel(function: Callable[..., None]) -> Any:
     """Compile a kernel on first use."""
     import numba
 
+    settings: Any = numba.config
+
     folder = cache_folder()
     if folder is not None:
-        numba.config.CACHE_DIR = str(folder)
+        settings.CACHE_DIR = str(folder)
     return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", boundscheck=False)(function)

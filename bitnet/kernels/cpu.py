@@ -8,6 +8,7 @@ layouts are those of `bitnet.weights`; activations those of `bitnet.kernels.acti
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from bitnet.kernels import simd
 from bitnet.kernels.compile import kernel
 
-_inline = numba.njit(error_model="numpy")
+_inline: Any = numba.njit(error_model="numpy")
 _f32 = np.float32
 
 
@@ -23,14 +24,14 @@ _f32 = np.float32
 
 
 @kernel
-def quantise_int8_token(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba infers
+def quantise_int8_token(x, q, scale, total):
     """BitNet's own: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
     for t in range(x.shape[0]):
         largest = 1e-5
         for i in range(x.shape[1]):
             largest = max(largest, abs(np.float64(x[t, i])))
         s = _f32(127.0 / largest)
-        acc = 0
+        acc = np.int64(0)
         for i in range(x.shape[1]):
             v = simd.round_even(_f32(x[t, i] * s))
             code = np.int8(min(max(v, _f32(-128.0)), _f32(127.0)))
@@ -41,8 +42,8 @@ def quantise_int8_token(x, q, scale, total):  # type: ignore[no-untyped-def]  # 
 
 
 @kernel
-def quantise_q8_k(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba infers
-    """ggml's Q8_K: blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
+def quantise_q8_k(x, q, scale, total):
+    """Ggml's Q8_K: blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 256):
             largest = _f32(0.0)
@@ -51,7 +52,7 @@ def quantise_q8_k(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba 
                 if abs(x[t, i]) > largest:
                     largest = abs(x[t, i])
                     signed = x[t, i]
-            acc = 0
+            acc = np.int64(0)
             if largest == _f32(0.0):
                 scale[t, b] = _f32(0.0)
                 for i in range(256 * b, 256 * b + 256):
@@ -67,8 +68,8 @@ def quantise_q8_k(x, q, scale, total):  # type: ignore[no-untyped-def]  # numba 
 
 
 @kernel
-def quantise_q8_0(x, q, scale):  # type: ignore[no-untyped-def]  # numba infers
-    """ggml's Q8_0: blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
+def quantise_q8_0(x, q, scale):
+    """Ggml's Q8_0: blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 32):
             largest = _f32(0.0)
@@ -84,7 +85,7 @@ def quantise_q8_0(x, q, scale):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @kernel
-def ternary_int8_token(codes, q, total, scale, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def ternary_int8_token(codes, q, total, scale, tensor_scale, row, end, out):
     """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
     n = q.shape[1]
     flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
@@ -97,7 +98,7 @@ def ternary_int8_token(codes, q, total, scale, tensor_scale, row, end, out):  # 
 
 
 @kernel
-def ternary_sums(codes, q, total, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def ternary_sums(codes, q, total, row, end, out):
     """The integer sums alone, int32 (for the comparison of integers)."""
     n = q.shape[1]
     flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
@@ -110,7 +111,7 @@ def ternary_sums(codes, q, total, row, end, out):  # type: ignore[no-untyped-def
 
 
 @kernel
-def ternary_blocks(codes, block_scale, q, total, scale, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def ternary_blocks(codes, block_scale, q, total, scale, tensor_scale, row, end, out):
     """Blocks of 256: exact integer sums a block, weighted by both block scales, added in float64, × tensor scale."""
     n = q.shape[1]
     flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
@@ -128,7 +129,7 @@ def ternary_blocks(codes, block_scale, q, total, scale, tensor_scale, row, end, 
 
 
 @kernel
-def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):
     """Blocks of 32 int8 × int8, weighted by both block scales, added in float64."""
     n = q.shape[1]
     flat_weight, flat_q = weight.reshape(-1), q.reshape(-1)
@@ -144,7 +145,7 @@ def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):  # type: ignore[
 
 
 @kernel
-def dense(weight, x, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def dense(weight, x, row, end, out):
     """Float rows · float32 activations; n a multiple of 16. Element types as in `simd.load`."""
     n = x.shape[1]
     flat_weight, flat_x = weight.reshape(-1), x.reshape(-1)
@@ -157,7 +158,7 @@ def dense(weight, x, row, end, out):  # type: ignore[no-untyped-def]  # numba in
 
 
 @kernel
-def ternary_float(codes, block_scale, x, tensor_scale, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def ternary_float(codes, block_scale, x, tensor_scale, row, end, out):
     """Trits · float activations: a row is unpacked once and used for every token; block_scale [n_row, n / 256]."""
     n = x.shape[1]
     flat_x = x.reshape(-1)
@@ -175,7 +176,7 @@ def ternary_float(codes, block_scale, x, tensor_scale, row, end, out):  # type: 
 
 
 @kernel
-def q8_0_float(weight, weight_scale, x, row, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def q8_0_float(weight, weight_scale, x, row, end, out):
     """Blocks of 32 int8 · float activations: a row is decoded once and used for every token."""
     n = x.shape[1]
     flat_x = x.reshape(-1)
@@ -194,8 +195,8 @@ def q8_0_float(weight, weight_scale, x, row, end, out):  # type: ignore[no-untyp
 
 
 @kernel
-def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]  # numba infers
-    """x / √(mean(x²) + eps) · weight; squares summed in float64, the rest in float32."""
+def rms_norm(x, weight, eps, out):
+    """X / √(mean(x²) + eps) · weight; squares summed in float64, the rest in float32."""
     for t in range(x.shape[0]):
         total = 0.0
         for i in range(x.shape[1]):
@@ -206,7 +207,7 @@ def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]  # numba infe
 
 
 @kernel
-def rotate(x, cos, sin, head_dim, half_split, out):  # type: ignore[no-untyped-def]  # numba infers
+def rotate(x, cos, sin, head_dim, half_split, out):
     """Rotary embedding of every head of x [n_token, n_head · head_dim]; cos, sin [n_token, head_dim / 2].
 
     The second product of each sum is rounded, the first is fused, as compilers contract ggml's expression.
@@ -223,7 +224,7 @@ def rotate(x, cos, sin, head_dim, half_split, out):  # type: ignore[no-untyped-d
 
 
 @_inline
-def exp(x):  # type: ignore[no-untyped-def]  # numba infers
+def exp(x):
     """e^x in float64 for x ≤ 709, the same bits on every machine (error below 2 units in the last place).
 
     x = n·ln2 + r, |r| ≤ ln2/2; e^r by its Taylor series to r^13/13! (remainder below 2^-58).
@@ -250,7 +251,7 @@ def exp(x):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @kernel
-def relu2_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
+def relu2_gate(gate, up, out):
     """max(gate, 0)² · up."""
     for t in range(gate.shape[0]):
         for i in range(gate.shape[1]):
@@ -259,8 +260,8 @@ def relu2_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @kernel
-def silu_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
-    """gate / (1 + e^−gate) · up."""
+def silu_gate(gate, up, out):
+    """Gate / (1 + e^−gate) · up."""
     for t in range(gate.shape[0]):
         for i in range(gate.shape[1]):
             g = np.float64(gate[t, i])
@@ -269,7 +270,7 @@ def silu_gate(gate, up, out):  # type: ignore[no-untyped-def]  # numba infers
 
 
 @kernel
-def attention(q, keys, values, start, scale, round_probs, head, end, out):  # type: ignore[no-untyped-def]  # numba infers
+def attention(q, keys, values, start, scale, round_probs, head, end, out):
     """Causal grouped attention of heads [head, end); keys, values [n_head_kv, n_ctx, head_dim], as in `simd.load`.
 
     q, out: [n_token, n_head · head_dim]; token t sees the first start + t + 1 cache entries. The sum over entries has
@@ -312,6 +313,8 @@ def attention(q, keys, values, start, scale, round_probs, head, end, out):  # ty
             for i in range(0, width, 16):
                 for step in (8, 4, 2, 1):
                     for lane in range(step):
-                        acc = simd.add_f32(simd.load(lanes, lane * width + i), simd.load(lanes, (lane + step) * width + i))
+                        acc = simd.add_f32(
+                            simd.load(lanes, lane * width + i), simd.load(lanes, (lane + step) * width + i)
+                        )
                         simd.store_f32(lanes, lane * width + i, acc)
                 simd.store_f32(flat_out, at + i, simd.load(lanes, i))

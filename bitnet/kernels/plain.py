@@ -122,12 +122,12 @@ def dense(weight: Array, x: Array, row: int, end: int, out: Array) -> None:
 
 
 def rms_norm(x: Array, weight: Array, eps: float, out: Array) -> None:
-    """x / √(mean(x²) + eps) · weight."""
+    """X / √(mean(x²) + eps) · weight."""
     mean = (x * x).astype(np.float64).mean(axis=1, keepdims=True).astype(np.float32)
     out[:] = x * (np.float32(1.0) / np.sqrt(mean + np.float32(eps))) * weight
 
 
-def rotate(x: Array, cos: Array, sin: Array, head_dim: int, half_split: bool, out: Array) -> None:  # noqa: FBT001  the kernel's own signature
+def rotate(x: Array, cos: Array, sin: Array, head_dim: int, half_split: bool, out: Array) -> None:
     """Rotary embedding of every head."""
     heads = x.reshape(x.shape[0], -1, head_dim)
     turned = out.reshape(heads.shape)
@@ -144,7 +144,7 @@ def relu2_gate(gate: Array, up: Array, out: Array) -> None:
 
 
 def silu_gate(gate: Array, up: Array, out: Array) -> None:
-    """gate / (1 + e^−gate) · up."""
+    """Gate / (1 + e^−gate) · up."""
     g = gate.astype(np.float64)
     e = np.exp(-np.abs(g))
     out[:] = (np.where(g >= 0, g, g * e) / (1 + e)).astype(np.float32) * up
@@ -156,7 +156,7 @@ def attention(
     values: Array,
     start: int,
     scale: float,
-    round_probs: bool,  # noqa: FBT001  the kernel's own signature
+    round_probs: bool,
     head: int,
     end: int,
     out: Array,

@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, models, register_model
+from numba import extending, types
+from numba.extending import models, register_model
+
+intrinsic: Any = extending.intrinsic  # its stub asks callers for the typing context that numba supplies
 
 LANES = 16
 
@@ -20,7 +22,7 @@ _F32 = ir.FloatType()
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
-class _Vector(types.Type):  # type: ignore[misc]  # numba ships no types
+class _Vector(types.Type):
     """An opaque vector of `LANES` elements."""
 
 
@@ -43,13 +45,13 @@ def _vector(element: ir.Type) -> ir.VectorType:
 
 
 @register_model(_Float32x16)
-class _Float32x16Model(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+class _Float32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _vector(_F32))
 
 
 @register_model(_Int32x16)
-class _Int32x16Model(models.PrimitiveModel):  # type: ignore[misc]  # numba ships no types
+class _Int32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _vector(_I32))
 
@@ -146,7 +148,7 @@ def store_f32(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
 @intrinsic
 def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a · b + c, lane by lane, rounded once."""
+    """A · b + c, lane by lane, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = _vector(_F32)
@@ -157,7 +159,7 @@ def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def add_f32(typingctx: Any, a: Any, b: Any) -> Any:
-    """a + b, lane by lane."""
+    """A + b, lane by lane."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fadd(*args)
