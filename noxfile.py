@@ -86,10 +86,7 @@ def wheel(session: nox.Session) -> None:
 def install(session: nox.Session, *groups: str, project: bool = True) -> None:
     """Install dependency groups, and the project in place, under the lock."""
     packages = nox.project.dependency_groups(PYPROJECT, *groups)
-    if project:
-        packages += ("--editable", ".")
-        session.env["NUMBA_CACHE_DIR"] = str((session.cache_dir / "numba" / kernels_key()).resolve())
-    install_once(session, "packages", *packages)
+    install_once(session, "packages", *packages, *(("--editable", ".") if project else ()))
 
 
 def install_once(session: nox.Session, name: str, *arguments: str, env: dict[str, str] | None = None) -> None:
@@ -102,12 +99,6 @@ def install_once(session: nox.Session, name: str, *arguments: str, env: dict[str
         # Byte code is left to the first import: most modules never are, and it is half of pip's time.
         session.install("--no-compile", "--constraint", "requirements.lock", *arguments, env=env)
         stamp.write_text(key.hexdigest())
-
-
-def kernels_key() -> str:
-    """Of the compiled kernels: numba notices when a kernel's own file changed, but not a file it calls into."""
-    sources = (path.read_bytes() for path in sorted(ROOT.glob("bitnet/**/*.py")))
-    return hashlib.sha256(b"".join(source for source in sources if b"numba" in source)).hexdigest()[:16]
 
 
 def use_llama_cpp(session: nox.Session) -> None:
