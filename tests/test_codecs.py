@@ -69,9 +69,6 @@ def i2_s_naive(trits: np.ndarray) -> bytes:
     return bytes(out)
 
 
-# --- lossless ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("type_", TERNARY, **by_name)
 @repeatable
 @given(trits=trit_matrices)
@@ -129,14 +126,6 @@ def test_every_ternary_format_gives_the_same_codes(type_, trits):
         assert (block_scale == 1).all()
 
 
-@repeatable
-@given(trits=trit_matrices)
-def test_codes_and_trits(trits):
-    codes = trits_to_codes(trits)
-    assert codes.tobytes() == i2_s_naive(trits)
-    np.testing.assert_array_equal(codes_to_trits(codes), trits)
-
-
 def test_i2_s_codes_are_a_view():
     raw = pack_i2_s(trits_of(3, 128), 2.0)
     codes, scale, _ = ternary_codes(I2_S, raw, (3, 128))
@@ -189,9 +178,6 @@ def test_what_bitnet_cpp_reads_is_encoded_to_the_same_bytes(name):
             assert 0.01 < unpacked.scale < 0.2
 
 
-# --- the gguf package as a peer ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("type_", SHARED, **by_name)
 @repeatable
 @given(values=weights)
@@ -239,9 +225,6 @@ def test_float_formats_decode_any_number_of_dimensions():
         assert CODECS[type_].decode(raw, (24,)).shape == (24,)
 
 
-# --- a liar is caught -------------------------------------------------------------------------------------------
-
-
 def test_another_order_of_bits_or_elements_is_noticed():
     """The comparisons above would fail on the layouts that others have shipped under the same type."""
     trits = trits_of(4, 256)
@@ -252,9 +235,6 @@ def test_another_order_of_bits_or_elements_is_noticed():
     for wrong in (pairs_reversed, arm):
         assert wrong.tobytes() != i2_s_naive(trits)
         assert (codes_to_trits(wrong) != trits).any()
-
-
-# --- what is refused --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_", [I2_S, TQ2_0], **by_name)
@@ -386,9 +366,6 @@ def test_dense():
     for type_ in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
         raw = CODECS[type_].encode(Ternary(trits=trits, scale=0.5))
         np.testing.assert_array_equal(CODECS[type_].decode(raw, trits.shape), trits / np.float32(2))
-
-
-# --- speed and memory -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_", TERNARY, **by_name)
