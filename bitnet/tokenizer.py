@@ -78,11 +78,9 @@ class Tokenizer:
         self.add_eos = vocabulary.add_eos
         self.add_space_prefix = vocabulary.add_space_prefix
         self._where = where
+        self._vocabulary = vocabulary
         self._model = model
-        self._types = vocabulary.types
-        self._raw = vocabulary.tokens
-        self._pieces = tuple(_plain_bytes(vocabulary, i) for i in range(self.n_vocab))
-        self._rstrip = vocabulary.rstrip
+        self._pieces: dict[int, bytes] = {}  # filled as ids are decoded; most never are
         self._matched = _matched_texts(vocabulary, where=where)
         self._special_tokens = {text: i for text, i in self._matched if vocabulary.types[i] in SPECIAL}
 
@@ -136,7 +134,10 @@ class Tokenizer:
         Raises:
             UsageError: The id is outside the vocabulary.
         """
-        return self._pieces[self._checked(id)]
+        piece = self._pieces.get(self._checked(id))
+        if piece is None:
+            piece = self._pieces[id] = _plain_bytes(self._vocabulary, id)
+        return piece
 
     def token_text(self, id: int) -> str:  # noqa: A002  # as above
         """The piece as the vocabulary spells it, for people: `Ġthe`, `▁the`, `<|eot_id|>`.
@@ -144,11 +145,11 @@ class Tokenizer:
         Raises:
             UsageError: The id is outside the vocabulary.
         """
-        return self._raw[self._checked(id)].decode("utf-8", "backslashreplace")
+        return self._vocabulary.tokens[self._checked(id)].decode("utf-8", "backslashreplace")
 
     def is_special(self, id: int) -> bool:  # noqa: A002  # as above
         """Whether an id is a control or unknown token, which `decode(skip_special=True)` leaves out."""
-        return self._types[self._checked(id)] in SPECIAL
+        return self._vocabulary.types[self._checked(id)] in SPECIAL
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -168,14 +169,14 @@ class Tokenizer:
         """Text and special ids in order. Each token cuts every piece of text left by the longer ones before it."""
         parts: list[str | int] = [text] if text else []
         for special, token in self._matched:
-            if special not in text or (not parse_special and self._types[token] in SPECIAL):
+            if special not in text or (not parse_special and self._vocabulary.types[token] in SPECIAL):
                 continue
             cut: list[str | int] = []
             for part in parts:
                 if isinstance(part, int) or special not in part:
                     cut.append(part)
                 else:
-                    cut.extend(_replace(part, special, token, rstrip=token in self._rstrip))
+                    cut.extend(_replace(part, special, token, rstrip=token in self._vocabulary.rstrip))
             parts = cut
         return parts
 
@@ -221,7 +222,7 @@ def _matched_texts(vocabulary: Vocabulary, *, where: str) -> tuple[tuple[str, in
     try:
         texts = [(vocabulary.tokens[i].decode(), i) for i in matched]
     except UnicodeDecodeError:
-        bad = next(i for i in matched if b"\xff" in vocabulary.tokens[i] or not _is_utf8(vocabulary.tokens[i]))
+        bad = next(i for i in matched if not _is_utf8(vocabulary.tokens[i]))
         raise TokenizerError(
             f"tokenizer.ggml.tokens: special token {bad} is {vocabulary.tokens[bad]!r}, which is not UTF-8",
             where=where,

@@ -1,9 +1,11 @@
 """SentencePiece byte-pair merging, exactly: the best-scored piece first, and of equals the leftmost.
 
-Not built on `tokenizers`: its byte-pair model ranks merges of two named parts, while this rule ranks the *piece* that
-a merge makes. The two part ways wherever one piece can be made in two ways at once (`▁▁ ▁` and `▁ ▁▁` both make
-`▁▁▁`), where scores are equal, and where a part is no token itself. A merge never crosses from a letter to the
-space mark after it unless some piece does, so text is merged a word at a time and words are remembered.
+Not built on `tokenizers`: its byte-pair model gives every merge of two tokens a rank of its own, while this rule
+scores the *piece* a merge makes. The two agree on vocabularies whose scores are distinct and whose parts are all
+tokens. Where `ab` and `ba` score the same, no ranks make `aba` into `ab a` and `bab` into `ba b`.
+
+A merge never crosses from a letter to the space mark after it unless some piece does, so text is merged a word at a
+time and words are remembered.
 """
 
 from __future__ import annotations

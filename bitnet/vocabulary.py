@@ -229,12 +229,12 @@ def _merges(keys: _Keys, ids: Mapping[bytes, int]) -> tuple[tuple[str, str], ...
     merges: dict[tuple[str, str], None] = {}  # a repeated merge keeps its first, better rank
     for i, raw in enumerate(keys.pieces("merges", required=True)):
         space = raw.find(b" ", 1)  # from 1: a first part may itself begin with a space
+        first, second = raw[:space], raw[space + 1 :]
         if space < 0:
             raise keys.error("merges", f"entry {i} is {_show(raw)}, which is not two parts with a space between")
-        first, second = raw[:space], raw[space + 1 :]
-        for part in (first, second, first + second):
-            if part not in ids:
-                raise keys.error("merges", f"entry {i} names the token {_show(part)}, which the vocabulary lacks")
+        if first not in ids or second not in ids or first + second not in ids:
+            unknown = next(part for part in (first, second, first + second) if part not in ids)
+            raise keys.error("merges", f"entry {i} names the token {_show(unknown)}, which the vocabulary lacks")
         try:
             merges[first.decode(), second.decode()] = None
         except UnicodeDecodeError:
