@@ -9,13 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from receipt_liars import NOW, check_liar
+from receipt_records import records
 
 from fixtures.receipts import sample
 from fixtures.receipts.build import HERE, TEXTS, build
 from fixtures.receipts.changes import ROWS
 from fixtures.receipts.holes import HOLES
-from receipts import MissingReceiptError, digest_of, write
-from receipts.rule import RULES
+from receipts import MissingReceiptError, Receipt, digest_of, write
+from receipts.gate import gate
+from receipts.rule import RULES, View
 from receipts.verify import MAX_FINDINGS, verify
 
 
@@ -147,8 +149,43 @@ def test_no_change_brings_the_verifier_down(tmp_path, changes):
     check_change(tmp_path / "r.json", changes)
 
 
+def reach(data, way):
+    for step in way:
+        data = data[step]
+    return data
+
+
+def extremes(kind, *values):
+    ways = [way for way in PLACES if type(reach(FULL, way)) is kind]
+    return st.dictionaries(st.sampled_from(ways), st.sampled_from(values), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(extremes(int, 0, 1, 2**31 - 1, 2**53 - 1, str(2**64 - 1)), extremes(float, 0.0, 1.0, 5e-324, 1e308, -1e308))
+def test_no_extreme_number_brings_a_rule_down(integers, numbers):
+    data = deepcopy(FULL)
+    for way, value in (integers | numbers).items():
+        reach(data, way[:-1])[way[-1]] = value
+    run_rules(Receipt.from_dict(data))
+
+
+def run_rules(receipt):
+    for rule in RULES.values():
+        for path, message in rule.check(View(receipt, tuple([] for _ in receipt.side_files), NOW)):
+            assert path
+            assert message
+    gate(receipt)
+
+
 @pytest.mark.slow
-@settings(max_examples=3000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None)
+@given(receipt=records(Receipt))
+def test_no_values_that_types_allow_bring_a_rule_down(receipt):
+    run_rules(receipt)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(changes=CHANGES)
 def test_many_changes_do_not_either(tmp_path, changes):
     check_change(tmp_path / "r.json", changes)
@@ -164,7 +201,7 @@ def check_change(path, changes):
             except (KeyError, IndexError, TypeError):
                 break
         else:
-            if isinstance(inner, dict) or (isinstance(inner, list) and way[-1] < len(inner)):
+            if isinstance(inner, dict) or (isinstance(inner, list) and way[-1] in range(len(inner))):
                 inner[way[-1]] = value
     path.write_text(json.dumps(data))
     assert verify(path, now=NOW).exit_code == 5  # the digest is empty, at the least
