@@ -37,7 +37,8 @@ class Frames:
         lanes: One row per lane, `LANE_COLUMNS`.
         operations: One row per lane, case, tap and layer (−1 outside the layers), `OPERATION_COLUMNS`.
         positions: One row per lane, case and position, `POSITION_COLUMNS`; `near_tie` is where the two engines
-            chose different tokens and noise explains it.
+            chose different tokens and noise explains it; `floor` is how far an engine differs from itself there,
+            relative L2.
         performance: One row per timed run, `PERFORMANCE_COLUMNS`; `median` repeats in all runs of a measurement.
         cases: One row per case, `CASE_COLUMNS`.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 from receipts.lanes import Lane, Rung, gate_reason
 from receipts.record import Receipt
@@ -19,7 +20,7 @@ _IN_WORDS = {
     "fail": "fails",
     "error": "ended in an error",
     "unsupported": "could not be compared",
-    "inconclusive": "shows nothing either way",
+    "inconclusive": "is inconclusive",
 }
 
 
@@ -29,7 +30,7 @@ def number(value: float | None) -> str:
         return "–"
     if value == 0:
         return "0"
-    if abs(value) == float("inf"):
+    if abs(value) >= sys.float_info.max:  # the largest double stands for infinity where JSON has none
         return "∞"
     if 0.01 <= abs(value) < 1000:
         return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
@@ -72,9 +73,9 @@ def gate(lane: Lane) -> str:
 def verdict(lane: Lane) -> str:
     """The lane in a few words: what was found."""
     if lane.blame == "reference":
-        return "reference is wrong" + _as_named(lane)
+        return "reference is wrong" + _cause(lane)
     if lane.blame == "engine":
-        return "engine is wrong" + _as_named(lane)
+        return "engine is wrong" + _cause(lane)
     if lane.outcome == "pass":
         passed = sum(rung.outcome == "pass" for rung in lane.rungs)
         return "passed" if passed == len(lane.rungs) else f"passed {passed} of {len(lane.rungs)} rungs"
@@ -130,9 +131,9 @@ def sentence(lane: Lane) -> str:
     elif all(rung.outcome == "unsupported" for rung in lane.rungs):
         clauses.append("could not be compared" + _reason(stop))
     else:
-        clauses.append(f"{stop.name} {_IN_WORDS[stop.outcome]}{_reason(stop)}")
-        if lane.cause is not None:
-            clauses.append((lane.cause.explanation or _cause_name(lane)).strip().rstrip("."))
+        clauses.append(f"the {stop.name} rung {_IN_WORDS[stop.outcome]}{_reason(stop)}")
+        if lane.cause is not None and lane.cause.name:
+            clauses.append((lane.cause.explanation or lane.cause.name).strip().rstrip("."))
     clauses += _evidence(lane)
     return f"{lane.name}: {'; '.join(clauses)}."
 
@@ -159,7 +160,8 @@ def _evidence(lane: Lane) -> list[str]:
             + (next_best if cause.runner_up else "")
         )
     elif lane.located is not None:
-        clauses.append("no known defect reproduces it: unexplained")
+        tried = cause.explanation.strip().rstrip(".").removeprefix("unexplained").lstrip(": ") if cause else ""
+        clauses.append("unexplained: no known defect reproduces it" + (f" ({tried})" if tried else ""))
     if lane.known_deviation is not None:
         clauses.append(
             "declared as a known deviation and proven again in this run"
@@ -182,23 +184,18 @@ def _size(lane: Lane) -> str:
     if found.max_abs_ref == 0:
         return f"error {number(found.max_abs_err)} where the reference is 0, {at}"
     return (
-        f"error {number(found.max_abs_err / found.max_abs_ref)} of the largest value, limit {number(found.limit)}, {at}"
+        f"error {number(found.max_abs_err / found.max_abs_ref)} × the largest value, limit {number(found.limit)}, {at}"
     )
 
 
+def _cause(lane: Lane) -> str:
+    return f": {lane.cause.name}" if lane.cause is not None and lane.cause.name else ""
+
+
 def _explained(lane: Lane) -> str:
-    cause = lane.cause
-    if cause is None:
+    if lane.cause is None or not lane.cause.name:
         return ""
-    return f": {cause.explanation.strip().rstrip('.')}" if cause.explanation.strip() else _as_named(lane)
-
-
-def _as_named(lane: Lane) -> str:
-    return f": {_cause_name(lane)}" if lane.cause is not None and lane.cause.name else ""
-
-
-def _cause_name(lane: Lane) -> str:
-    return lane.cause.name if lane.cause is not None and lane.cause.name else "unexplained"
+    return f": {(lane.cause.explanation or lane.cause.name).strip().rstrip('.')}"
 
 
 def _value(hypothesis: str) -> str:

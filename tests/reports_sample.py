@@ -255,7 +255,7 @@ def position_rows():
                         "kl": value**2,
                         "top1_equal": not tie,
                         "margin": 0.004 if tie else 0.7,
-                        "floor": 0.011,
+                        "floor": 0.0 if position == 5 else 10 ** random.gauss(-6.6, 0.2),
                     }
                 )
     return rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
 import reports_sample as sample
 from matplotlib.colors import to_rgba
@@ -208,8 +210,20 @@ def test_another_top_token_is_counted_unless_it_is_a_near_tie():
     assert any("1 near-tie" in text for text in texts(figures.drift(tables.positions, tables.lanes)))
 
 
+def test_a_case_decoded_twice_is_two_lines_and_counts_once():
+    first, second = positions().positions, positions(position=4).positions
+    tables = positions()
+    rows = pd.concat([first, second], ignore_index=True).assign(phase="decode", near_tie=True, position=5)
+    figure = figures.drift(rows, tables.lanes)
+    assert any("1 near-tie" in text for text in texts(figure))
+    lines = [line for axes in figure.axes for line in axes.lines if len(line.get_xdata()) == 3]
+    assert any(np.isnan(line.get_xdata()[1]) for line in lines)
+
+
 def test_a_noise_floor_in_another_metric_is_not_drawn_as_a_band():
     tables = positions()
+    assert any("floor 3e-7" in text for text in texts(figures.drift(tables.positions, tables.lanes)))
+    tables.lanes["floor_metric"] = "median relative L2 of logits"
     assert any("floor 3e-7" in text for text in texts(figures.drift(tables.positions, tables.lanes)))
     tables.lanes["floor_metric"] = "max_abs"
     assert any("no noise floor" in text for text in texts(figures.drift(tables.positions, tables.lanes)))

@@ -22,7 +22,7 @@ STALE = LANES["bitnet_silu · bitnet.cpp (recorded)"]
 def test_a_wrong_reference_is_named_with_place_cause_and_declaration():
     assert sentence(DEVIATES) == (
         "tiny-relu2 · llama.cpp TQ2_0 (as bitnet): the reference is wrong: computes SiLU where the file declares "
-        "relu²; first wrong operation ffn_act of layer 0 (error 0.17 of the largest value, limit 1e-6, worst at "
+        "relu²; first wrong operation ffn_act of layer 0 (error 0.17 × the largest value, limit 1e-6, worst at "
         "token 3, column 411); replaying with silu explains 99.9% of the difference (next best rms_eps=1e-6: 3.1%); "
         "declared as a known deviation and proven again in this run."
     )
@@ -39,7 +39,7 @@ def test_a_stale_declaration_does_not_count_though_all_rungs_passed():
 
 def test_a_dead_reference_is_quoted():
     text = sentence(LANES["llama_tied · bitnet.cpp (recorded)"])
-    assert "weights ended in an error: killed by signal 6" in text
+    assert "the weights rung ended in an error: killed by signal 6" in text
     assert text.endswith("this lane is required.")
 
 
@@ -66,9 +66,9 @@ def test_a_difference_of_integers_is_named_as_such():
 def test_a_failure_without_location_gives_the_rung_and_its_reason():
     rungs = sample.ladder(tokens=("fail", "3 ids differ", 3.0))
     lane = sample.lane("a lane", "tiny-silu", "llama.cpp", rungs)
-    assert sentence(lane) == "a lane: tokens fails: 3 ids differ; this lane is required."
+    assert sentence(lane) == "a lane: the tokens rung fails: 3 ids differ; this lane is required."
     bare = replace(lane, rungs=sample.ladder(tokens=("fail", "", 3.0)))
-    assert "tokens fails: different ids 3, limit 0" in sentence(bare)
+    assert "the tokens rung fails: different ids 3, limit 0" in sentence(bare)
 
 
 def test_a_pair_of_hypotheses_reads_as_words():
@@ -102,6 +102,7 @@ def test_lanes_are_counted_as_the_gate_counts_them():
         (42.4, "42"),
         (12345.0, "1.2e4"),
         (math.inf, "∞"),
+        (1.7976931348623157e308, "∞"),
         (-0.5, "-0.5"),
     ],
 )

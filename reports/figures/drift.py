@@ -32,8 +32,8 @@ from reports.sentences import number
 
 _TITLE = "How far the logits drift apart, position by position"
 _SUBTITLE = (
-    "Relative L2 difference of the logits at each position of every case (log scale). "
-    "Inside the grey band a difference is no larger than an engine's difference from itself."
+    "Relative L2 difference of the logits at each position of every case (log scale). Grey: how far an engine differs "
+    "from itself at that position, the most of all cases. Dashed: the lane's noise floor."
 )
 _HEAD, _FOOT, _LABEL, _PANEL, _PANEL_TITLE, _TICKS = 0.9, 0.5, 0.72, 1.55, 0.45, 0.55
 _FLOOR = "#d9d9d9"
@@ -52,8 +52,9 @@ def drift(rows: pd.DataFrame, lanes: pd.DataFrame) -> Figure:
     if not names:
         return empty(_TITLE, _SUBTITLE, "No lane reached the logits rung, so no position was compared.")
     floors = {row["lane"]: row["floor"] for _, row in lanes.iterrows() if _drawable(row)}
-    values = rows.loc[rows["lane"].isin(names), "rel_l2"].to_numpy(dtype=float)
-    low, high = _range(np.concatenate([values, np.asarray(list(floors.values()), dtype=float)]))
+    shown = rows[rows["lane"].isin(names)]
+    values = shown["rel_l2"].to_numpy(dtype=float)
+    low, high = _range(np.concatenate([values, shown["floor"], np.asarray(list(floors.values()), dtype=float)]))
     across = columns_of(names)
     n_lines = -(-len(names) // across)
     pitch = _PANEL + _PANEL_TITLE + _TICKS
@@ -76,7 +77,7 @@ def drift(rows: pd.DataFrame, lanes: pd.DataFrame) -> Figure:
 def _drawable(lane: pd.Series) -> bool:
     """Whether the lane's noise floor is one of what is drawn; a floor of another metric has no place here."""
     metric = str(lane["floor_metric"]).lower().replace("_", "").replace(" ", "")
-    return pd.notna(lane["floor"]) and metric.startswith(("rell2", "relativel2"))
+    return pd.notna(lane["floor"]) and ("rell2" in metric or "relativel2" in metric)
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
@@ -92,19 +93,19 @@ def _panel(axes: Axes, rows: pd.DataFrame, floor: float | None, low: float, high
     zero = low / 10  # equal logits have no logarithm: they lie on a line of their own below the scale
     axes.set_yscale("log")
     axes.set_ylim(low / (30 if has_zero else 1.5), high * 1.5)
+    noise = rows.groupby("position")["floor"].max().fillna(0.0)
+    axes.fill_between(
+        noise.index.to_numpy(dtype=float), low / 30, np.maximum(noise, low / 30), step="mid", color=_FLOOR, lw=0
+    )
     if floor is not None and floor > 0:
-        axes.axhspan(low / 30, floor, color=_FLOOR, lw=0)
         axes.axhline(floor, color=FAINT, lw=1, ls="--")
-    for (case, phase), mine in rows.groupby(["case", "phase"], sort=False):
-        del case
-        colour, marker = next((c, m) for name, c, m in _PHASES if name == phase)
-        values = mine["rel_l2"].to_numpy(dtype=float)
-        drawn = np.where(values == 0, zero, np.where(np.isfinite(values), values, high))
-        axes.plot(mine["position"], drawn, color=colour, lw=0.6, alpha=0.35)
-        axes.plot(mine["position"], drawn, color=colour, marker=marker, ms=3.4, ls="none", mec="white", mew=0.3)
+    size = 3.4 if len(rows) < 150 else 2.4
+    for phase, colour, marker in reversed(_PHASES):
+        for _, mine in rows[rows["phase"] == phase].groupby("case", sort=False):
+            _points(axes, mine, colour, marker, size, zero, high)
     marks = np.clip(rows["rel_l2"].fillna(high).to_numpy(dtype=float), zero, high)
     tie = rows["near_tie"].to_numpy(dtype=bool)
-    differs = ~rows["top1_equal"].fillna(value=True).to_numpy(dtype=bool) & ~tie
+    differs = ~rows["top1_equal"].to_numpy(dtype=bool) & ~tie
     position = rows["position"].to_numpy(dtype=float)
     axes.plot(position[tie], marks[tie], marker="D", ms=7.5, mec="black", mfc="none", mew=1.1, ls="none")
     axes.plot(position[differs], marks[differs], marker="x", ms=6, mec=RED, mew=1.6, ls="none")
@@ -123,15 +124,28 @@ def _panel(axes: Axes, rows: pd.DataFrame, floor: float | None, low: float, high
     axes.set_axisbelow(True)
 
 
+def _points(axes: Axes, rows: pd.DataFrame, colour: str, marker: str, size: float, zero: float, high: float) -> None:
+    """One phase of one case."""
+    values = rows["rel_l2"].to_numpy(dtype=float)
+    drawn = np.where(values == 0, zero, np.where(np.isfinite(values), values, high))
+    position = rows["position"].to_numpy(dtype=float)
+    again = np.flatnonzero(np.diff(position) <= 0) + 1  # a case decoded twice starts a line of its own
+    axes.plot(np.insert(position, again, np.nan), np.insert(drawn, again, np.nan), color=colour, lw=0.5, alpha=0.3)
+    axes.plot(position, drawn, color=colour, marker=marker, ms=size, ls="none", mec="white", mew=0.2)
+
+
 def _summary(rows: pd.DataFrame, floor: float | None) -> str:
     values = rows["rel_l2"].dropna()
-    ties, differs = int(rows["near_tie"].sum()), int((~rows["top1_equal"].fillna(value=True).astype(bool)).sum())
+    other = ~rows["top1_equal"].astype(bool) & ~rows["near_tie"].astype(bool)
+    ties, differs = (
+        len(rows.loc[which, ["case", "position"]].drop_duplicates()) for which in (rows["near_tie"], other)
+    )
     parts = [f"median {number(values.median())}, worst {number(values.max())}" if len(values) else "not a number"]
     parts.append("no noise floor" if floor is None else f"floor {number(floor)}")
     if ties:
         parts.append(f"{ties} near-tie" + ("s" if ties > 1 else ""))
-    if differs > ties:
-        parts.append(f"{differs - ties} other top token" + ("s" if differs - ties > 1 else ""))
+    if differs:
+        parts.append(f"{differs} other top token" + ("s" if differs > 1 else ""))
     return ", ".join(parts)
 
 
@@ -140,9 +154,10 @@ def _legend(figure: Figure) -> None:
         Line2D([], [], color=colour, marker=marker, ms=5, lw=0.8, label=name) for name, colour, marker in _PHASES
     ]
     handles += [
-        Patch(color=_FLOOR, label="noise floor"),
+        Patch(color=_FLOOR, label="noise at that position"),
+        Line2D([], [], color=FAINT, lw=1, ls="--", label="noise floor"),
         Line2D([], [], marker="D", ms=7.5, mec="black", mfc="none", ls="none", label="near-tie"),
-        Line2D([], [], marker="x", ms=6, mec=RED, mew=1.6, ls="none", label="other top token, no near-tie"),
+        Line2D([], [], marker="x", ms=6, mec=RED, mew=1.6, ls="none", label="other top token"),
     ]
     figure.legend(
         handles=handles,
@@ -152,5 +167,5 @@ def _legend(figure: Figure) -> None:
         frameon=False,
         fontsize=SMALL,
         borderpad=0.2,
-        columnspacing=1.6,
+        columnspacing=1.3,
     )

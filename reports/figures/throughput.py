@@ -22,18 +22,19 @@ from reports.figures.canvas import (
     picture,
     sheet,
     shorten,
+    width_of,
     write,
 )
 from reports.sentences import times
 
 _TITLE = "How fast: tokens per second"
 _SUBTITLE = (
-    "Bar: median; dots: every timed run. The factor compares this engine's median with the peer's: "
-    "above 1× this engine is the faster. Longer is better."
+    "Bar: median; dots: every timed run. The factor is this engine's median over the peer's on as many threads: "
+    "above 1× this engine is the faster."
 )
 _ENGINE, _PEER = BLUE, "#b9c4cc"
 _ROW, _HEADING, _GAP, _HEAD, _FOOT = 0.3, 0.34, 0.12, 1.15, 0.6
-_NAMES, _LEFT, _BETWEEN, _RIGHT = 0.35, 2.75, 0.3, 0.2
+_NAMES, _LEFT, _BETWEEN, _RIGHT = 0.35, 3.45, 0.3, 0.2
 _PHASES = ("prefill", "decode")
 
 
@@ -56,9 +57,9 @@ def throughput(rows: pd.DataFrame, *, engine: str = "bitnet") -> Figure:
         write(page, _NAMES - 0.15, top - y, shorten(model, WIDTH - 0.4), weight="bold")
         page.plot((_NAMES - 0.15, WIDTH - _RIGHT), (top - y - 0.15, top - y - 0.15), color=RULE, lw=0.8)
     for (model, name, threads), y in places.items():
-        del model
         suffix = f" · {threads} thread" + ("s" if threads != 1 else "")
-        label = shorten(name, _LEFT - _NAMES - 0.15 - 0.85, BODY) + suffix
+        room = _LEFT - _NAMES - 0.15 - width_of(suffix)
+        label = shorten(name.removesuffix(f" · {model}"), room, BODY) + suffix
         write(page, _NAMES, top - y, label, weight="bold" if name == engine else "normal")
     width = (WIDTH - _LEFT - _RIGHT - _BETWEEN) / len(_PHASES)
     for column, phase in enumerate(_PHASES):
