@@ -66,20 +66,26 @@ def _demands(receipt: Receipt) -> Iterator[GateResult]:
         "gate.accuracy",
         "accuracy",
         met=not failed,
-        why=f"over the limit: {', '.join(failed)}" if failed else f"{len(receipt.accuracy)} kernels within limits",
+        why=f"over the limit: {', '.join(failed)}"
+        if failed
+        else f"measured on {len(receipt.accuracy)} weight type(s), all within limits",
     )
     unequal = [row.what for row in receipt.determinism if not row.equal]
     yield _result(
         "gate.determinism",
         "determinism",
         met=not unequal,
-        why=f"not the same bits: {', '.join(unequal)}" if unequal else f"{len(receipt.determinism)} trials, all equal",
+        why=f"not the same bits: {', '.join(unequal)}"
+        if unequal
+        else f"{len(receipt.determinism)} trial(s), all equal",
     )
     yield _result(
         "gate.corrections",
         "corrections",
         met=not receipt.corrections,
-        why=f"{len(receipt.corrections)} corrections to the model" if receipt.corrections else "the model is as it is",
+        why=f"{len(receipt.corrections)} correction(s) to the model"
+        if receipt.corrections
+        else "the model is as it is",
     )
 
 

@@ -217,7 +217,9 @@ def gate_reason(lane: Lane) -> tuple[bool, str]:
     if declared is not None:
         if lane.deviates_as_declared:
             return True, f"deviates as declared, proven again: {declared.reason}"
-        return False, f"the known deviation {declared.name!r} was not found again; remove it if it is mended"
+        if lane.outcome in ("pass", "fail"):
+            return False, f"the known deviation {declared.name!r} was not found again; remove it if it is mended"
+        return False, f"the lane ended as {lane.outcome}, so the known deviation {declared.name!r} is not proven"
     for name in lane.required_rungs:
         rung = lane.rung(name)
         if rung is None or rung.outcome != "pass":

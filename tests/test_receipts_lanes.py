@@ -96,6 +96,14 @@ def test_a_proven_deviation_meets_the_gate_and_a_stale_one_does_not():
         assert gate_reason(replace(lane, known_deviation=declared))[0] is (status == "proven")
 
 
+def test_a_deviation_that_could_not_be_tried_is_not_called_stale():
+    lane = sample.minimal().lanes[0]
+    declared = KnownDeviation(name="x", reason="y", status="stale")
+    met, why = gate_reason(replace(lane, known_deviation=declared, outcome="unsupported"))
+    assert not met
+    assert "ended as unsupported" in why
+
+
 def test_a_rung_is_found_by_name():
     lane = sample.minimal().lanes[0]
     assert lane.rung("greedy") is lane.rungs[6]

@@ -118,6 +118,14 @@ def test_it_runs_as_a_module():
     assert done.returncode == 0, done.stderr
 
 
+def test_importing_receipts_is_quick():
+    program = "import time; t = time.process_time(); import receipts; print(time.process_time() - t)"
+    command = [sys.executable, "-c", program]
+    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60) for _ in range(3)]
+    # Seconds of this process alone, and the best of three: other work on the machine is not ours to count.
+    assert min(float(done.stdout) for done in runs) <= 0.25
+
+
 def test_importing_receipts_loads_nothing_heavy():
     program = "import sys, receipts; print([m for m in sys.argv[1:] if m in sys.modules])"
     heavy = ["jsonschema", "rich", "typer", "numpy", "numba", "bitnet", "reference", "matplotlib"]
