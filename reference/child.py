@@ -32,17 +32,18 @@ def serve(wire: Wire) -> None:
             header, arrays = wire.receive()
         except WireClosedError:
             return
+        op = header.get("op")
         try:
-            if header["op"] == "start":
+            if op == "start":
                 runner = _start(header)
                 answer: Answer = {"info": describe(runner.info)}, {}
-            elif header["op"] == "close":
+            elif op == "close":
                 if runner is not None:
                     runner.close()
                 answer = {}, {}
             else:
                 assert runner is not None
-                answer = _ANSWERS[header["op"]](runner, header, arrays)
+                answer = _ANSWERS[op](runner, header, arrays)
         except Exception as error:  # whatever a runner raises is an outcome
             answer = {"error": describe_error(error)}, {}
         try:
@@ -51,7 +52,7 @@ def serve(wire: Wire) -> None:
             return
         except Exception as error:  # an answer that cannot travel; nothing of it was sent
             wire.send({"error": describe_error(error)})
-        if header["op"] == "close":
+        if op == "close":
             return
 
 
@@ -111,7 +112,7 @@ def _weights(runner: Runner, header: Header, _: Arrays) -> Answer:
     return {}, {"weights": runner.weights(header["name"])}
 
 
-_ANSWERS: dict[str, Callable[[Runner, Header, Arrays], Answer]] = {
+_ANSWERS: dict[object, Callable[[Runner, Header, Arrays], Answer]] = {
     "run": _run,
     "tokenize": _tokenize,
     "weights": _weights,
