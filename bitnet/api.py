@@ -68,7 +68,10 @@ class Model:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], Mapping):
-            ids = self.tokenizer.encode(self.chat_prompt(prompt), add_special=False)  # type: ignore[arg-type]  # mappings
+            t = self.tokenizer
+            ids = t.encode(self.chat_prompt(prompt), add_special=False)  # type: ignore[arg-type]  # mappings
+            if t.add_bos and t.bos_id is not None and ids[:1] != (t.bos_id,):
+                ids = (t.bos_id, *ids)  # the template leaves it to the tokenizer
         else:
             ids = tuple(int(i) for i in prompt)  # type: ignore[arg-type]  # ids
         if not ids:

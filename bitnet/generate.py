@@ -68,7 +68,7 @@ class Decoder:
     result: Generation | None = None
 
     def __iter__(self) -> Iterator[str]:
-        c, stream = self.config, TextStream(self.tokenizer, self.config.stop)
+        c, stream = self.config, TextStream(self.tokenizer, self.config.stop, continuation=True)
         ends = frozenset(c.stop_ids) | (frozenset() if c.ignore_eos else self.tokenizer.end_ids)
         room = self.network.config.n_ctx - len(self.prompt_ids)
         if room <= 0:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bitnet.errors import BitNetError
 from receipts.errors import ReceiptError
 from receipts.record import Lane
+from reference.runner import ReferenceUnavailableError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,11 +25,6 @@ app = typer.Typer(
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 _MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "unsupported": "unsupported", "inconclusive": "inconclusive"}
-
-
-@app.callback()
-def _app() -> None:
-    """Keep `run` a subcommand, whatever else there is."""
 
 
 @app.command()
@@ -90,6 +86,25 @@ def run(
     raise typer.Exit(exit_code(written.lanes))
 
 
+@app.command()
+def bench(
+    model: Annotated[
+        list[Path] | None, typer.Option(help="GGUF files; default BITNET_GGUF, else the shipped models.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each side, alternating.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of both sides.")] = None,
+) -> None:
+    """Measure the engine against llama.cpp (TQ2_0, same weights), alternating in one run; print medians and ratios.
+
+    Example: python -m crossval bench --repeats 11
+    """
+    from crossval.bench import compare
+
+    models = tuple(model or ([Path(os.environ["BITNET_GGUF"])] if os.environ.get("BITNET_GGUF") else []))
+    console = Console(highlight=False)
+    console.print(compare(models, FIXTURES, Path("build/crossval/models"), repeats=repeats, n_threads=threads))
+
+
 def _mark(lane: Lane) -> str:
     return "as declared" if lane.deviates_as_declared else _MARKS[lane.outcome]
 
@@ -98,7 +113,7 @@ def main() -> None:
     """The command line; a user's mistake is one message, never a traceback."""
     try:
         app(prog_name="python -m crossval")
-    except (BitNetError, ReceiptError) as error:
+    except (BitNetError, ReceiptError, ReferenceUnavailableError) as error:
         print(f"crossval: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -164,39 +165,58 @@ def determinism_trials(
 
 
 def speed(
-    name: str, engine: EngineRunner, reference: tuple[str, Runner] | None, ids: Sequence[int]
+    name: str,
+    engine: EngineRunner,
+    peer: Runner,
+    peer_key: str,
+    ids: Sequence[int],
+    *,
+    repeats: int = REPEATS,
 ) -> list[r.Performance]:
-    """Prefill and decode of the engine and, alternating with it, of a reference; raw seconds and median rates."""
-    sides: list[tuple[str, Runner, int]] = [("bitnet", engine, int(engine.info.detail["threads"]))]
-    if reference is not None:
-        threads = reference[1].info.detail.get("threads", "1")
-        sides.append((reference[0], reference[1], int(threads) if threads.isdigit() else 1))
-    prompt = tuple((list(ids) * TIMED_PREFILL)[:TIMED_PREFILL])
+    """Prefill and decode of the engine and a reference, alternating, on the reference's number of threads.
+
+    Args:
+        name: Of the model.
+        engine: On that model.
+        peer: On the same weights; `info.detail["threads"]` says how many threads it uses.
+        peer_key: Key of the reference in the receipt.
+        ids: Repeated to fill the prompt.
+        repeats: Timed runs of each side, after one to warm up.
+    """
+    threads = int(peer.info.detail["threads"])
+    backend = engine.model.network.backend
+    usual, backend.n_threads = backend.n_threads, threads  # rates are compared at equal threads or not at all
+    request = Request(ids=tuple((list(ids) * TIMED_PREFILL)[:TIMED_PREFILL]), n_greedy=TIMED_DECODE + 1)
+    sides: tuple[tuple[str, Runner], ...] = (("bitnet", engine), (peer_key, peer))
     seconds: dict[tuple[str, str], list[float]] = {}
-    for repeat in range(REPEATS + 1):
-        for key, runner, _ in sides:
-            seen = runner.run(Request(ids=prompt, n_greedy=TIMED_DECODE + 1))
-            if repeat:  # the first run of each warms up
-                for phase, value in seen.seconds.items():
-                    seconds.setdefault((key, phase), []).append(value)
+    try:
+        for repeat in range(repeats + 1):
+            for key, runner in sides:
+                for phase, value in runner.run(request).seconds.items():
+                    if repeat:
+                        seconds.setdefault((key, phase), []).append(value)
+    finally:
+        backend.n_threads = usual
     rows = []
-    for key, _, n_threads in sides:
-        for what, tokens in (("prefill", TIMED_PREFILL), ("decode", TIMED_DECODE)):
-            raw = tuple(seconds.get((key, what), ()))
-            if raw and min(raw) > 0:
-                rows.append(
-                    r.Performance(
-                        model=name,
-                        what=what,  # type: ignore[arg-type]  # two literals
-                        engine=key,
-                        threads=n_threads,
-                        tokens=tokens,
-                        seconds=raw,
-                        tokens_per_second=statistics.median(tokens / s for s in raw),
-                        n=len(raw),
-                    )
-                )
+    for key, _ in sides:
+        rows.append(_rate(name, "prefill", key, threads, TIMED_PREFILL, seconds[key, "prefill"]))
+        rows.append(_rate(name, "decode", key, threads, TIMED_DECODE, seconds[key, "decode"]))
     return rows
+
+
+def _rate(
+    name: str, what: Literal["prefill", "decode"], engine: str, threads: int, tokens: int, seconds: Sequence[float]
+) -> r.Performance:
+    return r.Performance(
+        model=name,
+        what=what,
+        engine=engine,
+        threads=threads,
+        tokens=tokens,
+        seconds=tuple(seconds),
+        tokens_per_second=statistics.median(tokens / s for s in seconds),
+        n=len(seconds),
+    )
 
 
 def accuracy_records(engine: EngineRunner, operations: Sequence[Row]) -> list[r.Accuracy]:
@@ -220,7 +240,7 @@ def accuracy_records(engine: EngineRunner, operations: Sequence[Row]) -> list[r.
             weight_type=weight_type,
             kernel=kernels[weight_type],
             metric=limit.metric,
-            measured=ratio if np.isfinite(ratio) else float(np.finfo(np.float64).max),
+            measured=ratio if np.isfinite(ratio) else float(np.finfo(np.float64).max),  # JSON has no infinity
             limit=limit.limit,
             passed=compared > 0 and limit.holds(ratio),
             compared=compared,

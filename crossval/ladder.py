@@ -191,7 +191,7 @@ def _compare_logits(
     every = np.concatenate(error)
     kind = lane.numerics.activation
     middle = envelope.logits_median(kind, lane.noise.median)
-    extreme = envelope.logits_max(kind, lane.noise.largest)
+    extreme = envelope.logits_max(kind, lane.numerics.head, lane.noise.largest)
     median, largest = float(np.median(every)), float(every.max())
     worst, measured = max(
         ((middle, median), (extreme, largest)), key=lambda pair: pair[1] / pair[0].limit if pair[0].limit else pair[1]

@@ -21,6 +21,9 @@ from reference.runner import Observation, Request, Runner, TapKey
 
 Row = dict[str, Any]
 
+#: Tokens that are evaluated one at a time from the first on (a recording is read to its end).
+SINGLE_TOKENS = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forced:
@@ -31,7 +34,7 @@ class Forced:
         ids: Prompt and the reference's continuation, without its last token.
         n_prompt: Length of the prompt.
         theirs, ours: Logits [len(ids), n_vocab], the prompt in one batch, then single tokens.
-        theirs_single, ours_single: The same ids, one at a time from the first.
+        theirs_single, ours_single: The first of these ids, one at a time from the first on.
         generated: The reference's greedy tokens.
         floor: Relative L2 by position of the self-comparisons of this case, the largest.
     """
@@ -115,12 +118,14 @@ class Lane:
         free = self.reference.run(Request(ids=case.ids, n_greedy=case.n_greedy))
         ids = case.ids + free.generated[:-1]
         ours = self.engine.run(Request(ids=ids, n_batch=n)).logits
-        single = Request(ids=ids, n_batch=1)
+        n_single = len(ids) if self.plan.subject.recording else min(len(ids), SINGLE_TOKENS)
+        single = Request(ids=ids[:n_single], n_batch=1)
         theirs_single, ours_single = self.reference.run(single).logits, self.engine.run(single).logits
         floor = np.zeros(len(ids))
         if not self._rounds_by_batch:
             source = f"{self.reference.info.name} with itself, batch and one token at a time"
-            floor = np.maximum(floor, self.noise.add(source, free.logits, theirs_single, ids))
+            itself = self.noise.add(source, free.logits[:n_single], theirs_single, ids[:n_single])
+            floor[:n_single] = np.maximum(floor[:n_single], itself)
         embd = self.engine.embedding(ids)
         for seed in SEEDS:
             moved: Observation = perturbed(self.engine, ids, n, seed, embd)

@@ -127,6 +127,7 @@ class LanePlan:
         name: Unique in the run.
         subject: The model.
         engine_file: What the engine loads; the reference's own file where both read it the same way.
+        reference_file: What the reference loads.
         reference: Unique key of the reference.
         open: Starts the reference; raises `ReferenceUnavailableError`.
         required: Whether the gate needs this lane.
@@ -140,6 +141,7 @@ class LanePlan:
     name: str
     subject: Subject
     engine_file: Path
+    reference_file: Path
     reference: str
     open: Callable[[], Runner]
     required: bool = True
@@ -201,6 +203,7 @@ def _oracle_lane(subject: Subject) -> LanePlan:
         name=f"{subject.name} · oracle",
         subject=subject,
         engine_file=subject.path,
+        reference_file=subject.path,
         reference=f"oracle · {subject.name}",
         open=lambda: Oracle(str(subject.path)),
         required_rungs=ORACLE_RUNGS,
@@ -225,6 +228,7 @@ def _recorded_lane(subject: Subject, *, required: bool) -> LanePlan:
         name=f"{subject.name} · bitnet.cpp (recorded)",
         subject=subject,
         engine_file=subject.path,
+        reference_file=subject.path,
         reference=f"bitnet.cpp (recorded) · {subject.name}",
         open=replay,
         required=not impossible,
@@ -266,6 +270,7 @@ def _llama_cpp_lane(
         name=f"{subject.name} · {label}",
         subject=subject,
         engine_file=file if same_graph else subject.path,
+        reference_file=file,
         reference=f"{label} · {subject.name}",
         open=lambda: ProcessRunner("reference.llama_cpp:LlamaCpp", {"model": str(file)}, timeout=TIMEOUT),
         required=not impossible,

@@ -307,9 +307,7 @@ class Run:
             self.say(f"{plan.name}: speed")
             engine = self._engine(subject.name, subject.path, None)
             with suppress(ReferenceFailedError):
-                e.performance += evidence.speed(
-                    subject.name, engine, (plan.reference, lane.reference), lane.cases[0].ids
-                )
+                e.performance += evidence.speed(subject.name, engine, lane.reference, plan.reference, lane.cases[0].ids)
 
     # --- the receipt ----------------------------------------------------------------------------------------------
 
