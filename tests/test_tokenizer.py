@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -9,6 +10,8 @@ from bitnet.errors import UsageError
 from bitnet.vocabulary import TokenType
 from fixtures.texts import battery, probes, recorded
 from fixtures.texts.probes import changed, few_pieces
+from reference.llama_cpp_build import ensure_library
+from reference.process import ProcessRunner
 
 RECORDED = recorded.load()["vocabularies"]
 QUICK_PLANES = ("pairs:llama-bpe", "spm")
@@ -77,15 +80,21 @@ def test_every_code_point_gives_llama_cpps_ids_in_every_vocabulary(name, folder)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recorded.VOCABULARIES)
 def test_what_is_recorded_is_what_llama_cpp_does_now(name, tmp_path):
-    from reference.process import ProcessRunner
-
+    ensure_library()
     path = tmp_path / "vocabulary.gguf"
     probes.write(path, probes.metadata(name))
-    with ProcessRunner("reference.llama_cpp:LlamaCpp", model=str(path), vocab_only=True) as llama:
+    with ProcessRunner("reference.llama_cpp:LlamaCpp", {"model": str(path), "vocab_only": True}) as llama:
         found = recorded.measure(
             lambda texts, special: llama.tokenize_many(texts, add_special=special, parse_special=special)
         )
     assert found == RECORDED[name]
+
+
+def test_what_bitnet_cpp_itself_made_of_the_golden_texts(golden):
+    cases = json.loads((probes.GOLDEN.parent / "tokenize_b158_a.json").read_text(encoding="utf-8"))["cases"]
+    assert len(cases) == 6
+    for case in cases:
+        assert golden.encode(case["text"]) == tuple(case["ids_with_bos_parse_special"])
 
 
 @pytest.mark.parametrize("liar", ["gpt-2", "default", "qwen2"])
