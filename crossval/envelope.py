@@ -71,12 +71,7 @@ def logits_median(activation: str, noise_median: float) -> Envelope:
 
 
 def logits_max(activation: str, head: str, noise_max: float) -> Envelope:
-    """Bound of the largest relative L2 of logits over positions.
-
-    Args:
-        activation, head: As in `Numerics`.
-        noise_max: Largest that the lane's engines show against themselves.
-    """
+    """Bound of the largest relative L2 of logits over positions; arguments as in `Numerics`, and the noise."""
     if activation in _ROUNDING:
         base, why = 5e-2, "one flipped rounding moves a position by 1e-2; 2.5e-2 the worst measured"
     elif activation == "none" and head != "f32":
