@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ResourceLimitError
-from bitnet.linear import Float32
+from bitnet.linear import Float32, round_f16
 
 
 class KVCache:
@@ -52,7 +52,7 @@ class KVCache:
         for store, new in ((self.keys, k), (self.values, v)):
             heads = new.reshape(new.shape[0], store.shape[1], store.shape[3]).transpose(1, 0, 2)
             if store.dtype == np.uint16:
-                heads = heads.astype(np.float16).view(np.uint16)
+                heads = round_f16(heads).view(np.uint16)
             store[il, :, self.n_past : self.n_past + new.shape[0]] = heads
 
     def truncate(self, n_past: int) -> None:

@@ -24,8 +24,8 @@ from bitnet.kernels.ledger import KernelUse, Ledger, Role
 
 Float32 = NDArray[np.float32]
 
-#: Below this many multiply-adds a second thread costs more than it saves (about 20 µs to wake one).
-_MIN_SHARE = 1 << 17
+#: Below this many multiply-adds (about 60 µs) a second thread costs more than it saves.
+_MIN_SHARE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Activations:
         if how == "none":
             return self.x
         if how == "f16":
-            return self.x.astype(np.float16).astype(np.float32)
+            return round_f16(self.x).astype(np.float32)
         if how == "bf16":
             return round_bf16(self.x)
         if how == "int8_token":
@@ -120,6 +120,12 @@ class Activations:
         q, scale = self.q8_k[:2] if how == "q8_k" else self.q8_0
         width = self.x.shape[1] // scale.shape[1]
         return q.astype(np.float32) * np.repeat(scale, width, axis=1)
+
+
+def round_f16(x: Float32) -> NDArray[np.float16]:
+    """Float32 rounded to binary16 (half to even; beyond 65504 to infinity)."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16)
 
 
 def round_bf16(x: Float32) -> Float32:

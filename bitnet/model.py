@@ -13,7 +13,7 @@ from bitnet.cache import KVCache
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF
-from bitnet.linear import Activations, Backend, DenseMatrix, Float32, Int8Matrix, Matrix, head_rounding
+from bitnet.linear import Activations, Backend, DenseMatrix, Float32, Int8Matrix, Matrix, head_rounding, round_f16
 from bitnet.rope import rotary_tables
 from bitnet.weights import Weights
 
@@ -119,7 +119,7 @@ class Network:
     def _attend(self, q: Float32, cache: KVCache, il: int) -> Float32:
         c, n, out = self.config, self.numerics, np.empty_like(q)
         if n.query == "f16":
-            q = q.astype(np.float16).astype(np.float32)
+            q = round_f16(q).astype(np.float32)
         round_probs = n.probs == "f16" or (n.probs == "f16_decode" and len(q) == 1)
         scale = np.float32(1.0 / math.sqrt(c.head_dim))
         keys, values, start = cache.keys[il], cache.values[il], cache.n_past

@@ -21,15 +21,21 @@ _f32 = np.float32
 
 
 # --- quantisers: x [n_token, n] -> integers and scales -------------------------------------------------------------
+# A token (or block) with NaN or infinity gets scale NaN and codes 0: every product of it is NaN. A block so small that
+# its inverse scale overflows (below 4e-37) is a block of zeros.
 
 
 @kernel
 def quantise_int8_token(x, q, scale, total):
     """BitNet's own: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
     for t in range(x.shape[0]):
-        largest = 1e-5
+        largest, finite = 1e-5, True
         for i in range(x.shape[1]):
             largest = max(largest, abs(np.float64(x[t, i])))
+            finite &= np.isfinite(x[t, i])
+        if not finite:
+            q[t], scale[t], total[t] = 0, _f32(np.nan), 0
+            continue
         s = _f32(127.0 / largest)
         acc = np.int64(0)
         for i in range(x.shape[1]):
@@ -46,19 +52,17 @@ def quantise_q8_k(x, q, scale, total):
     """Ggml's Q8_K: blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 256):
-            largest = _f32(0.0)
-            signed = _f32(0.0)
+            signed, finite = _f32(0.0), True
             for i in range(256 * b, 256 * b + 256):
-                if abs(x[t, i]) > largest:
-                    largest = abs(x[t, i])
+                finite &= np.isfinite(x[t, i])
+                if abs(x[t, i]) > abs(signed):
                     signed = x[t, i]
             acc = np.int64(0)
-            if largest == _f32(0.0):
-                scale[t, b] = _f32(0.0)
-                for i in range(256 * b, 256 * b + 256):
-                    q[t, i] = 0
+            inverse = _f32(_f32(-127.0) / signed)
+            if not finite or not np.isfinite(inverse):
+                scale[t, b] = _f32(0.0) if finite else _f32(np.nan)
+                q[t, 256 * b : 256 * b + 256] = 0
             else:
-                inverse = _f32(_f32(-127.0) / signed)
                 for i in range(256 * b, 256 * b + 256):
                     code = np.int8(min(simd.round_even(_f32(inverse * x[t, i])), _f32(127.0)))
                     q[t, i] = code
@@ -72,13 +76,17 @@ def quantise_q8_0(x, q, scale):
     """Ggml's Q8_0: blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 32):
-            largest = _f32(0.0)
+            largest, finite = _f32(0.0), True
             for i in range(32 * b, 32 * b + 32):
                 largest = max(largest, abs(x[t, i]))
-            inverse = _f32(0.0) if largest == _f32(0.0) else _f32(_f32(127.0) / largest)
-            for i in range(32 * b, 32 * b + 32):
-                q[t, i] = np.int8(simd.round_even(_f32(x[t, i] * inverse)))
-            scale[t, b] = simd.round_f16(_f32(largest / _f32(127.0)))
+                finite &= np.isfinite(x[t, i])
+            inverse = _f32(_f32(127.0) / largest)
+            if finite and np.isfinite(inverse):
+                for i in range(32 * b, 32 * b + 32):
+                    q[t, i] = np.int8(simd.round_even(_f32(x[t, i] * inverse)))
+            else:
+                q[t, 32 * b : 32 * b + 32] = 0
+            scale[t, b] = simd.round_f16(_f32(largest / _f32(127.0))) if finite else _f32(np.nan)
 
 
 # --- matrix × activations: rows [row, end) of out [n_token, n_row] --------------------------------------------------

@@ -5,12 +5,19 @@ Same names, same arguments, same results: equal integers, and floats within the 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Kernel = TypeVar("Kernel", bound=Callable[..., None])
+
+
+def _as_compiled(kernel: Kernel) -> Kernel:
+    """NaN and infinity are values here, as they are to compiled code: no warnings."""
+    return np.errstate(divide="ignore", over="ignore", invalid="ignore")(kernel)
 
 
 def _trits(codes: Array) -> Array:
@@ -30,42 +37,54 @@ def _floats(array: Array) -> Array:
     return array
 
 
+@_as_compiled
 def quantise_int8_token(x: Array, q: Array, scale: Array, total: Array) -> None:
     """Per token: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
-    scale[:] = (127.0 / np.maximum(np.abs(x).max(axis=1).astype(np.float64), 1e-5)).astype(np.float32)
-    q[:] = np.clip(np.rint(x * scale[:, None]), -128, 127)
+    largest = np.abs(x).max(axis=1).astype(np.float64)
+    finite = np.isfinite(largest)
+    scale[:] = np.where(finite, 127.0 / np.maximum(largest, 1e-5), np.nan)
+    q[:] = np.where(finite[:, None], np.clip(np.rint(x * scale[:, None]), -128, 127), 0)
     total[:] = q.sum(axis=1, dtype=np.int64)
 
 
+@_as_compiled
 def quantise_q8_k(x: Array, q: Array, scale: Array, total: Array) -> None:
     """Blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
     blocks = x.reshape(x.shape[0], -1, 256)
     first = np.abs(blocks).argmax(axis=2)[..., None]
     signed = np.take_along_axis(blocks, first, axis=2)[..., 0]
-    with np.errstate(divide="ignore"):
-        inverse = np.where(signed == 0, np.float32(0), np.float32(-127.0) / signed)
-        scale[:] = np.where(signed == 0, np.float32(0), np.float32(1.0) / inverse)
-    codes = np.minimum(np.rint(blocks * inverse[..., None]), 127).astype(np.int8)
+    inverse, usable = _inverse(np.float32(-127.0), signed)
+    codes = np.minimum(np.rint(np.where(usable[..., None], blocks, 0) * inverse[..., None]), 127).astype(np.int8)
+    scale[:] = np.where(usable, np.float32(1.0) / inverse, np.where(np.isfinite(signed), 0, np.nan))
     q[:] = codes.reshape(x.shape)
     total[:] = codes.sum(axis=2, dtype=np.int64)
 
 
+@_as_compiled
 def quantise_q8_0(x: Array, q: Array, scale: Array) -> None:
     """Blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
     blocks = x.reshape(x.shape[0], -1, 32)
     largest = np.abs(blocks).max(axis=2)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(largest == 0, np.float32(0), np.float32(127.0) / largest)
-    q[:] = np.rint(blocks * inverse[..., None]).reshape(x.shape)
-    scale[:] = (largest / np.float32(127.0)).astype(np.float16)
+    inverse, usable = _inverse(np.float32(127.0), largest)
+    q[:] = np.rint(np.where(usable[..., None], blocks, 0) * inverse[..., None]).reshape(x.shape)
+    scale[:] = np.where(np.isfinite(largest), largest / np.float32(127.0), np.nan).astype(np.float16)
 
 
+def _inverse(numerator: Any, extreme: Array) -> tuple[Array, Array]:
+    """Inverse scales of blocks, and where there is one: 0 for a block of zeros, one that overflows, or not finite."""
+    inverse = numerator / extreme
+    usable = np.isfinite(extreme) & np.isfinite(inverse)
+    return np.where(usable, inverse, np.float32(0)), usable
+
+
+@_as_compiled
 def ternary_sums(codes: Array, q: Array, total: Array, row: int, end: int, out: Array) -> None:
     """Exact integer sums of trits and int8."""
     del total  # the codes are decoded to −1, 0, 1 here, so nothing is to be taken off
     out[:, row:end] = q.astype(np.int64) @ _trits(codes[row:end]).T
 
 
+@_as_compiled
 def ternary_int8_token(
     codes: Array, q: Array, total: Array, scale: Array, tensor_scale: float, row: int, end: int, out: Array
 ) -> None:
@@ -75,6 +94,7 @@ def ternary_int8_token(
     out[:, row:end] = sums[:, row:end].astype(np.float32) / scale[:, None] * np.float32(tensor_scale)
 
 
+@_as_compiled
 def ternary_blocks(
     codes: Array,
     block_scale: Array,
@@ -94,6 +114,7 @@ def ternary_blocks(
     out[:, row:end] = y.astype(np.float32) * np.float32(tensor_scale)
 
 
+@_as_compiled
 def ternary_float(
     codes: Array, block_scale: Array, x: Array, tensor_scale: float, row: int, end: int, out: Array
 ) -> None:
@@ -102,6 +123,7 @@ def ternary_float(
     out[:, row:end] = (x.astype(np.float64) @ weight.T).astype(np.float32) * np.float32(tensor_scale)
 
 
+@_as_compiled
 def q8_0_blocks(weight: Array, weight_scale: Array, q: Array, scale: Array, row: int, end: int, out: Array) -> None:
     """Blocks of 32 int8 × int8, weighted by both block scales."""
     w = weight[row:end].reshape(end - row, -1, 32).astype(np.int64)
@@ -110,23 +132,27 @@ def q8_0_blocks(weight: Array, weight_scale: Array, q: Array, scale: Array, row:
     out[:, row:end] = y
 
 
+@_as_compiled
 def q8_0_float(weight: Array, weight_scale: Array, x: Array, row: int, end: int, out: Array) -> None:
     """Blocks of 32 int8 · float activations."""
     w = weight[row:end] * np.repeat(weight_scale[row:end], 32, axis=1)
     out[:, row:end] = x.astype(np.float64) @ w.astype(np.float64).T
 
 
+@_as_compiled
 def dense(weight: Array, x: Array, row: int, end: int, out: Array) -> None:
     """Float rows · float activations."""
     out[:, row:end] = x.astype(np.float64) @ _floats(weight[row:end]).astype(np.float64).T
 
 
+@_as_compiled
 def rms_norm(x: Array, weight: Array, eps: float, out: Array) -> None:
     """X / √(mean(x²) + eps) · weight."""
     mean = (x * x).astype(np.float64).mean(axis=1, keepdims=True).astype(np.float32)
     out[:] = x * (np.float32(1.0) / np.sqrt(mean + np.float32(eps))) * weight
 
 
+@_as_compiled
 def rotate(x: Array, cos: Array, sin: Array, head_dim: int, half_split: bool, out: Array) -> None:
     """Rotary embedding of every head."""
     heads = x.reshape(x.shape[0], -1, head_dim)
@@ -138,11 +164,13 @@ def rotate(x: Array, cos: Array, sin: Array, head_dim: int, half_split: bool, ou
     turned[..., b] = u * s + v * c
 
 
+@_as_compiled
 def relu2_gate(gate: Array, up: Array, out: Array) -> None:
     """max(gate, 0)² · up."""
     out[:] = np.maximum(gate, 0) ** 2 * up
 
 
+@_as_compiled
 def silu_gate(gate: Array, up: Array, out: Array) -> None:
     """Gate / (1 + e^−gate) · up."""
     g = gate.astype(np.float64)
@@ -150,6 +178,7 @@ def silu_gate(gate: Array, up: Array, out: Array) -> None:
     out[:] = (np.where(g >= 0, g, g * e) / (1 + e)).astype(np.float32) * up
 
 
+@_as_compiled
 def attention(
     q: Array,
     keys: Array,
