@@ -80,13 +80,9 @@ class Model:
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """Messages rendered by the file's chat template, ready for the answer."""
-        template = self.gguf.metadata.get("tokenizer.chat_template")
-        if not isinstance(template, str):
-            raise TokenizerError(
-                "the file has no chat template", where=self.gguf.path, remedy="give the prompt as plain text"
-            )
-        from bitnet.chat import render  # jinja2 costs a tenth of a second, and few callers chat
+        from bitnet.chat import render, template_of  # jinja2 costs a tenth of a second, and few callers chat
 
+        template = template_of(self.gguf).text
         t = self.tokenizer
         bos, eos = (t.token_text(i) if i is not None else "" for i in (t.bos_id, t.eos_id))
         return render(template, messages, bos_token=bos, eos_token=eos)
