@@ -119,7 +119,8 @@ class Activations:
             return q.astype(np.float32) / scale[:, None]
         q, scale = self.q8_k[:2] if how == "q8_k" else self.q8_0
         width = self.x.shape[1] // scale.shape[1]
-        return q.astype(np.float32) * np.repeat(scale, width, axis=1)
+        with np.errstate(invalid="ignore"):  # a scale beyond binary16 is infinite
+            return q.astype(np.float32) * np.repeat(scale, width, axis=1)
 
 
 def round_f16(x: Float32) -> NDArray[np.float16]:

@@ -93,6 +93,8 @@ class Weights:
             else:
                 digest.update(f"{m.name} {m.n_row} {m.n_col} {m.scale!r} {m.type_name}\n".encode())
                 digest.update(getattr(m, "data"))  # noqa: B009  both other kinds have it
+                if isinstance(m, Int8Matrix):
+                    digest.update(m.block_scale.data)
         return digest.hexdigest()
 
 
@@ -150,7 +152,12 @@ class _Reader:
         return self._other(info, raw, scale)
 
     def _ternary(self, info: TensorInfo, raw: NDArray[np.uint8], scale: np.float32) -> TernaryMatrix:
-        codes, tensor_scale, block_scale = ternary_codes(info.type, raw, info.shape)
+        try:
+            codes, tensor_scale, block_scale = ternary_codes(info.type, raw, info.shape)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f"tensor {info.name}: {error.what}", where=self.gguf.path, remedy=error.remedy
+            ) from error
         if block_scale is not None and (block_scale == 1).all():
             block_scale = None  # a lossless carrier: the scale is in the `.scale` tensor
         total = np.float32(np.float32(tensor_scale) * scale)

@@ -36,8 +36,11 @@ def kernel(function: Callable[..., None]) -> Any:
     import numba
 
     settings: Any = numba.config
-
     folder = cache_folder()
+    others = settings.CACHE_DIR
     if folder is not None:
         settings.CACHE_DIR = str(folder)
-    return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", boundscheck=False)(function)
+    try:
+        return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", boundscheck=False)(function)
+    finally:
+        settings.CACHE_DIR = others  # numba reads it while it decorates; other packages' functions have their own
