@@ -171,12 +171,14 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
 def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:
     """Which activation, rotary style and head the reference computes, from its own intermediates."""
     config = lane.engine.model.config
-    gates = [il for il in range(config.n_layer) if all((t, il) in theirs for t in ("ffn_gate", "ffn_up", "ffn_act"))]
-    if gates:
-        gate, up, act = (theirs[t, gates[0]].astype(np.float64) for t in ("ffn_gate", "ffn_up", "ffn_act"))
+    if ("ffn_gate", 0) in theirs and ("ffn_up", 0) in theirs:
+        gate, up = theirs["ffn_gate", 0].astype(np.float64), theirs["ffn_up", 0]
         with np.errstate(over="ignore"):
             forms = {"relu2": np.maximum(gate, 0) ** 2, "silu": gate / (1 + np.exp(-gate)), "relu": np.maximum(gate, 0)}
-        lane.self_check["activation"] = (config.activation, _nearest({k: v * up for k, v in forms.items()}, act))
+        after = next((tap for tap in ("ffn_act", "ffn_sub_norm", "ffn_down") if (tap, 0) in theirs), None)
+        if after is not None:
+            values = {name: _feed_forward(lane, form * up, after) for name, form in forms.items()}
+            lane.self_check["activation"] = (config.activation, _nearest(values, theirs[after, 0]))
     if ("q_rope", 0) in theirs and ("q", 0) in ours:
         q = theirs.get(("q", 0), ours["q", 0])
         styles = {style: _rotated(lane, q, style) for style in ("half_split", "interleaved")}
@@ -189,8 +191,26 @@ def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:
         lane.self_check["head"] = (declared, _nearest(values, theirs["result_output", -1][-1:]))
 
 
+def _feed_forward(lane: Lane, act: Float64, tap: str) -> Float64:
+    """act(gate) · up of layer 0 carried on to the tap that was captured after it, in this lane's numerics."""
+    if tap == "ffn_act":
+        return act
+    layer = lane.engine.model.weights.layers[0]
+    if layer.ffn_sub_norm is not None:
+        act = (
+            act / np.sqrt((act**2).mean(axis=1, keepdims=True) + lane.engine.model.config.rms_eps) * layer.ffn_sub_norm
+        )
+    if tap == "ffn_sub_norm":
+        return act
+    rounded = lane.engine.model.network.backend.activations(act.astype(np.float32)).rounded(lane.numerics.activation)
+    down: Float64 = rounded.astype(np.float64) @ _matrix(lane, layer.down.name).T
+    return down
+
+
 def _matrix(lane: Lane, name: str) -> Float64:
-    return lane.engine.weights(name).astype(np.float64)
+    matrix: Float64 = lane.engine.weights(name).astype(np.float64)
+    scale = name.removesuffix(".weight") + ".scale"
+    return matrix * lane.engine.weights(scale).item() if scale in lane.engine.model.gguf.tensors else matrix
 
 
 def _rotated(lane: Lane, q: Float32, style: str) -> Float64:
