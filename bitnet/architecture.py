@@ -70,7 +70,7 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
         ModelFileError: Unknown architecture, or hyper-parameters that are missing or contradict each other.
     """
     arch = gguf.metadata.get("general.architecture")
-    contract = CONTRACTS.get(cast("str", arch))
+    contract = CONTRACTS.get(arch) if isinstance(arch, str) else None
     if contract is None:
         raise ModelFileError(
             f"architecture {arch!r} is not one this engine knows",
@@ -133,15 +133,17 @@ def _activation(gguf: GGUF, arch: str, contract: Contract) -> tuple[Activation, 
 def _check(gguf: GGUF, c: ModelConfig) -> None:
     """Relations between hyper-parameters that the forward pass relies on."""
     arch = c.arch
-    value_length = gguf.metadata.get(f"{arch}.attention.value_length", c.head_dim)
-    rotary = gguf.metadata.get(f"{arch}.rope.dimension_count", c.head_dim)
-    scaling = gguf.metadata.get(f"{arch}.rope.scaling.type", "none")
+    value_length = _number(gguf, f"{arch}.attention.value_length", int, c.head_dim)
+    rotary = _number(gguf, f"{arch}.rope.dimension_count", int, c.head_dim)
+    scaling = gguf.get(f"{arch}.rope.scaling.type", str, "")
+    factor = _number(gguf, f"{arch}.rope.scaling.factor", float, 1.0)
     rules = (
         ("attention.head_count_kv", c.n_head % c.n_head_kv == 0, f"{c.n_head} heads do not divide by {c.n_head_kv}"),
         ("attention.key_length", c.head_dim % 16 == 0, f"head_dim {c.head_dim} is not a multiple of 16"),
         ("attention.value_length", value_length == c.head_dim, f"{value_length} differs from key_length {c.head_dim}"),
         ("rope.dimension_count", rotary == c.head_dim, f"{rotary} differs from head_dim {c.head_dim}"),
-        ("rope.scaling.type", scaling == "none", f"rotary scaling {scaling!r} is not supported"),
+        ("rope.scaling.type", scaling in ("", "none"), f"rotary scaling {scaling!r} is not supported"),
+        ("rope.scaling.factor", factor == 1 or scaling == "none", f"rotary scaling by {factor:g} is not supported"),
         ("embedding_length", c.n_embd % 16 == 0, f"{c.n_embd} is not a multiple of 16"),
         ("feed_forward_length", c.n_ff % 16 == 0, f"{c.n_ff} is not a multiple of 16"),
         ("block_count", c.n_layer <= 1024, f"{c.n_layer} layers are more than any model has"),

@@ -57,4 +57,4 @@ class KVCache:
 
     def truncate(self, n_past: int) -> None:
         """Forget everything from position `n_past` on."""
-        self.n_past = min(self.n_past, n_past)
+        self.n_past = min(self.n_past, max(n_past, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class Network:
         """An empty KV cache for `n_ctx` tokens (default: the trained context)."""
         return KVCache(self.config, self.numerics, n_ctx or self.config.n_ctx)
 
+    @np.errstate(over="ignore", invalid="ignore")  # NaN and infinity travel to the logits; the sampler refuses them
     def forward(self, ids: Sequence[int], cache: KVCache, *, tap: Tap = keep, last_only: bool = False) -> Float32:
         """Logits [n_token, n_vocab] after each token ([1, n_vocab] after the last, with `last_only`).
 
@@ -94,9 +96,12 @@ class Network:
     # --- the operations: allocate, call the kernel, return --------------------------------------------------------
 
     def _check(self, ids: Sequence[int]) -> NDArray[np.int64]:
-        tokens = np.asarray(ids, np.int64).reshape(-1)
-        if not tokens.size:
+        if not len(ids):
             raise UsageError("there are no tokens to evaluate")
+        try:
+            tokens = np.array([operator.index(i) for i in ids], np.int64)
+        except (TypeError, OverflowError) as error:
+            raise UsageError(f"token ids are whole numbers: {error}") from error
         if tokens.min() < 0 or tokens.max() >= self.config.n_vocab:
             bad = int(tokens[(tokens < 0) | (tokens >= self.config.n_vocab)][0])
             raise UsageError(f"token id {bad} is outside the vocabulary of {self.config.n_vocab}")
@@ -149,14 +154,19 @@ def _rows(embd: Matrix, tokens: NDArray[np.int64]) -> Float32:
         else:
             value = rows.astype(np.float32)
         return value * embd.scale if embd.scale != 1 else value
-    if isinstance(embd, Int8Matrix):
-        scale = np.repeat(embd.block_scale[tokens], 32, axis=1)
-        return (embd.data[tokens].astype(np.float32) * scale * embd.scale).astype(np.float32)
-    raise ModelFileError(f"a token embedding of type {embd.type_name} is not supported", where=embd.name)
+    assert isinstance(embd, Int8Matrix)  # `network` refused every other kind
+    scale = np.repeat(embd.block_scale[tokens], 32, axis=1)
+    return (embd.data[tokens].astype(np.float32) * scale * embd.scale).astype(np.float32)
 
 
 def network(gguf: GGUF, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> Network:
     """Put the pieces together, refusing numerics that the matrices' widths do not allow."""
+    if not isinstance(weights.embd, (DenseMatrix, Int8Matrix)):
+        raise ModelFileError(
+            f"a token embedding of type {weights.embd.type_name} is not supported",
+            where=f"{gguf.path} ({weights.embd.name})",
+            remedy="convert the model with its embedding in F16, BF16, F32 or Q8_0",
+        )
     blocks = {"q8_k": 256, "q8_0": 32}.get(numerics.activation, 1)
     for matrix in weights.projections():
         if matrix.n_col % blocks:

@@ -160,7 +160,8 @@ class _Reader:
             ) from error
         if block_scale is not None and (block_scale == 1).all():
             block_scale = None  # a lossless carrier: the scale is in the `.scale` tensor
-        total = np.float32(np.float32(tensor_scale) * scale)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            total = np.float32(np.float32(tensor_scale) * scale)
         if not np.isfinite(total) or (block_scale is not None and not np.isfinite(block_scale).all()):
             raise ModelFileError(f"tensor {info.name} has a scale that is not finite", where=self.gguf.path)
         return TernaryMatrix(

@@ -1,0 +1,183 @@
+"""What an architecture promises, what a file declares, and what is refused: with the key, and a reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitnet.architecture import CONTRACTS, read_config
+from bitnet.errors import GGUFError, ModelFileError
+from bitnet.gguf import GGMLType, TensorData, ValueType, read, write
+
+REQUIRED = {
+    "block_count": 3,
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "attention.head_count": 4,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+}
+ABSENT = object()
+
+
+def config(tmp_path, arch="bitnet-b1.58", /, *, output=False, embd="token_embd.weight", **changes):
+    """Of a file with the required keys, some changed; `__` in a name stands for a dot."""
+    keys = REQUIRED | {name.replace("__", "."): value for name, value in changes.items()}
+    metadata = {f"{arch}.{name}": value for name, value in keys.items() if value is not ABSENT}
+    if arch is not ABSENT:
+        metadata["general.architecture"] = arch
+    names = [embd, "output.weight"] if output else [embd]
+    data = np.zeros(32 * 64, np.float32).view(np.uint8)
+    write(
+        tmp_path / "m.gguf", metadata, [TensorData(name=n, shape=(32, 64), type=GGMLType.F32, data=data) for n in names]
+    )
+    return read_config(read(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "activation", "rope_style", "sub_norms"),
+    [
+        ("bitnet-b1.58", "relu2", "half_split", True),
+        ("bitnet-25", "relu2", "half_split", True),
+        ("bitnet", "silu", "half_split", True),
+        ("llama", "silu", "interleaved", False),
+    ],
+)
+def test_contracts(tmp_path, arch, activation, rope_style, sub_norms):
+    c, notices = config(tmp_path, arch)
+    assert (c.arch, c.activation, c.rope_style, c.sub_norms) == (arch, activation, rope_style, sub_norms)
+    assert c.activation_source == "architecture"
+    assert notices == (f"no activation is declared; {activation} is the default of architecture {arch}",)
+    assert c.tied_head
+    with_output, _ = config(tmp_path, arch, output=True)
+    assert with_output.tied_head is (arch != "llama")  # bitnet.cpp's bitnet graphs never read it
+
+
+def test_every_contract_was_tested():
+    assert set(CONTRACTS) == {"bitnet-b1.58", "bitnet-25", "bitnet", "llama"}
+
+
+def test_values_and_defaults(tmp_path):
+    c, _ = config(tmp_path)
+    assert (c.n_layer, c.n_embd, c.n_ff, c.n_head, c.n_head_kv, c.head_dim, c.n_vocab) == (3, 64, 96, 4, 4, 16, 32)
+    assert (c.n_ctx, c.rope_theta, c.rms_eps) == (2048, 10000.0, float(np.float32(1e-5)))
+    c, _ = config(
+        tmp_path,
+        attention__head_count_kv=2,
+        attention__key_length=32,
+        attention__value_length=32,
+        rope__dimension_count=32,
+        rope__freq_base=5e5,
+        context_length=77,
+    )
+    assert (c.n_head_kv, c.head_dim, c.n_q, c.n_kv, c.rope_theta, c.n_ctx) == (2, 32, 128, 64, 5e5, 77)
+    assert config(tmp_path, rope__dimension_count=32)[0].head_dim == 32  # bitnet.cpp requires the two to be equal
+    assert config(tmp_path, rope__freq_base=10000)[0].rope_theta == 10000.0  # an integer is a number
+
+
+@pytest.mark.parametrize("key", ["hidden_activation", "hidden_act"])
+@pytest.mark.parametrize(("spelling", "meant"), [("relu2", "relu2"), ("ReLU_squared", "relu2"), ("swish", "silu")])
+def test_a_declared_activation_wins_and_a_surprising_one_is_said(tmp_path, key, spelling, meant):
+    c, notices = config(tmp_path, "bitnet", **{key: spelling})
+    assert (c.activation, c.activation_source) == (meant, "declared")
+    if meant == "relu2":
+        [note] = notices
+        assert note == f"bitnet.{key} declares relu2; the default of bitnet is silu; the declaration wins"
+    else:
+        assert notices == ()
+
+
+@pytest.mark.parametrize("value", ["gelu", "", 7])
+def test_an_unknown_activation_is_refused(tmp_path, value):
+    with pytest.raises(GGUFError, match=r"unknown.*\n.*relu2 and silu") as caught:
+        config(tmp_path, hidden_activation=value)
+    assert caught.value.field == "bitnet-b1.58.hidden_activation"
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "BitNet", "", "bitnet-b1.58 "])
+def test_an_unknown_architecture_is_refused(tmp_path, arch):
+    with pytest.raises(ModelFileError, match=r"is not one this engine knows\n.*bitnet, bitnet-25") as caught:
+        config(tmp_path, arch)
+    assert repr(arch) in str(caught.value)
+
+
+def test_a_missing_or_odd_architecture_is_refused(tmp_path):
+    with pytest.raises(ModelFileError, match="architecture None"):
+        config(tmp_path, ABSENT)
+    write(tmp_path / "list.gguf", {"general.architecture": ["llama"]}, [])
+    with pytest.raises(ModelFileError, match="is not one this engine knows"):
+        read_config(read(tmp_path / "list.gguf"))
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_missing_hyper_parameter_is_named(tmp_path, key):
+    with pytest.raises(GGUFError, match="missing") as caught:
+        config(tmp_path, **{key: ABSENT})
+    assert caught.value.field == f"bitnet-b1.58.{key}"
+
+
+WHOLE = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
+OTHERS = ("attention.key_length", "attention.value_length", "rope.dimension_count", "context_length")
+
+
+@pytest.mark.parametrize("key", [*WHOLE, *OTHERS, "rope.freq_base", "attention.layer_norm_rms_epsilon"])
+@pytest.mark.parametrize("value", [0, (ValueType.INT32, -4), "16", True, [16, 16]])
+def test_no_hyper_parameter_is_zero_negative_or_of_another_kind(tmp_path, key, value):
+    with pytest.raises(GGUFError) as caught:
+        config(tmp_path, **{key: value})
+    assert caught.value.field == f"bitnet-b1.58.{key}"
+
+
+@pytest.mark.parametrize("key", [*WHOLE, *OTHERS])
+def test_a_count_is_no_float(tmp_path, key):
+    with pytest.raises(GGUFError, match="not a number") as caught:
+        config(tmp_path, **{key: 16.0})
+    assert caught.value.field == f"bitnet-b1.58.{key}"
+
+
+@pytest.mark.parametrize("key", ["rope.freq_base", "attention.layer_norm_rms_epsilon"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0, 0.0])
+def test_a_real_is_finite_and_positive(tmp_path, key, value):
+    with pytest.raises(GGUFError, match="must be positive") as caught:
+        config(tmp_path, **{key: value})
+    assert caught.value.field == f"bitnet-b1.58.{key}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "reason"),
+    [
+        ({"attention__head_count_kv": 3}, "attention.head_count_kv", "4 heads do not divide by 3"),
+        ({"attention__head_count_kv": 8}, "attention.head_count_kv", "4 heads do not divide by 8"),
+        ({"attention__key_length": 24}, "attention.key_length", "head_dim 24 is not a multiple of 16"),
+        ({"attention__head_count": 3}, "attention.key_length", "head_dim 21"),
+        ({"attention__head_count": 100}, "attention.key_length", "head_dim 1 "),
+        ({"attention__value_length": 32}, "attention.value_length", "32 differs from key_length 16"),
+        (
+            {"attention__key_length": 16, "rope__dimension_count": 8},
+            "rope.dimension_count",
+            "8 differs from head_dim 16",
+        ),
+        ({"rope__scaling__type": "yarn"}, "rope.scaling.type", "'yarn' is not supported"),
+        ({"rope__scaling__type": 3}, "rope.scaling.type", "STRING|str"),
+        ({"rope__scaling__factor": 4.0}, "rope.scaling.factor", "by 4 is not supported"),
+        ({"embedding_length": 72, "attention__key_length": 16}, "embedding_length", "72 is not a multiple of 16"),
+        ({"feed_forward_length": 100}, "feed_forward_length", "100 is not a multiple of 16"),
+        ({"block_count": 1025}, "block_count", "1025 layers are more"),
+        ({"context_length": 2**24 + 1}, "context_length", "tokens are more"),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, changes, field, reason):
+    with pytest.raises(GGUFError, match=reason) as caught:
+        config(tmp_path, **changes)
+    assert caught.value.field == f"bitnet-b1.58.{field}"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"rope__scaling__type": "none"}, {"rope__scaling__type": "none", "rope__scaling__factor": 4.0}]
+)
+def test_no_scaling_is_no_scaling(tmp_path, changes):
+    assert config(tmp_path, **changes)[0] == config(tmp_path)[0]
+
+
+def test_the_embedding_gives_the_vocabulary_and_must_be_there(tmp_path):
+    with pytest.raises(ModelFileError, match=r"token_embd\.weight is missing"):
+        config(tmp_path, embd="embd.weight")
