@@ -45,7 +45,7 @@ def transcode(source: GGUF, target: str | PathLike[str], to: GGMLType, *, arch: 
 
 
 def _metadata(source: GGUF, to: GGMLType, arch: str | None) -> dict[str, Any]:
-    old = str(source.metadata["general.architecture"])
+    old = source.get("general.architecture", str)
     out: dict[str, Any] = {}
     for key, value in source.metadata.items():
         renamed = arch + key[len(old) :] if arch and key.startswith(f"{old}.") else key
@@ -63,17 +63,22 @@ def _tensors(source: GGUF, to: GGMLType) -> Iterator[TensorData]:
     for name, info in source.tensors.items():
         if name in scales:
             continue  # written anew, or multiplied in
-        if not CODECS[info.type].ternary if info.type in CODECS else True:
+        if info.type not in CODECS or not CODECS[info.type].ternary:
             yield TensorData(name=name, shape=info.shape, type=info.type, data=source.raw(name))
             continue
         beside = name.removesuffix(".weight") + ".scale"
-        scale = np.float32(_own_scale(source, info) * scales.get(beside, np.float32(1)))
+        with np.errstate(over="ignore"):
+            scale = np.float32(_own_scale(source, info) * scales.get(beside, np.float32(1)))
+        if not np.isfinite(scale):
+            raise UsageError(f"{name} has a scale that is not finite", where=source.path)
         suits = 128 if to == GGMLType.I2_S else 256 if to in (GGMLType.TQ1_0, GGMLType.TQ2_0) else 1
         if info.shape[-1] % suits:
             raise UsageError(f"{to.name} takes rows of a multiple of {suits}; {name} has {info.shape[-1]}")
         yield TensorData(name=name, shape=info.shape, type=to, data=_encoder(source, info, to, scale))
         if to in (GGMLType.TQ1_0, GGMLType.TQ2_0):
-            yield TensorData(name=beside, shape=(1,), type=GGMLType.F32, data=np.array([scale], np.float32).view(np.uint8))
+            yield TensorData(
+                name=beside, shape=(1,), type=GGMLType.F32, data=np.array([scale], np.float32).view(np.uint8)
+            )
 
 
 def _owner(source: GGUF, name: str) -> bool:
@@ -82,7 +87,10 @@ def _owner(source: GGUF, name: str) -> bool:
 
 
 def _number(source: GGUF, name: str) -> np.float32:
-    return np.float32(source.raw(name).view(np.float32)[0])
+    info = source.tensors[name]
+    if info.type not in CODECS or info.shape != (1,):
+        raise UsageError(f"{name} is {info.type.name} {list(info.shape)}; a scale is one float", where=source.path)
+    return np.float32(CODECS[info.type].decode(source.raw(name), (1, 1))[0, 0])
 
 
 def _own_scale(source: GGUF, info: TensorInfo) -> np.float32:
