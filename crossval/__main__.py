@@ -50,8 +50,9 @@ def run(
 
     Example: python -m crossval run --model model.gguf --only oracle
     """
-    from crossval.run import Options, exit_code
+    from crossval.run import Options
     from crossval.run import run as climb
+    from crossval.verdict import exit_code
 
     models = tuple(model or ([Path(os.environ["BITNET_GGUF"])] if os.environ.get("BITNET_GGUF") else []))
     options = Options(
