@@ -157,7 +157,7 @@ class Run:
             reference=reference,
             cases=self._cases(plan.subject, engine, reference),
             texts=self._texts(plan, reference),
-            quality_ids=self._quality(plan.subject, engine),
+            quality_ids=self._quality(plan.subject, engine, reference),
             progress=lambda what: self.say(f"{plan.name}: {what}"),
         )
         rungs = ladder.climb(lane)
@@ -207,9 +207,9 @@ class Run:
         listed = tuple(json.loads(nasty.read_text("utf-8"))) if nasty.is_file() else ()
         return tuple(p.text for p in plan.subject.prompts) + listed
 
-    def _quality(self, subject: Subject, engine: EngineRunner) -> tuple[int, ...]:
-        if not subject.quality_text:
-            return ()
+    def _quality(self, subject: Subject, engine: EngineRunner, reference: Runner) -> tuple[int, ...]:
+        if not subject.quality_text or isinstance(reference, Recorded):
+            return ()  # the likelihood of the prompts and their continuations is compared instead
         limit = min(N_QUALITY_LARGE if subject.large else N_QUALITY, engine.model.config.n_ctx)
         with suppress(ReferenceUnavailableError):
             return engine.tokenize(subject.quality_text[: 20 * limit])[:limit]
