@@ -164,9 +164,10 @@ def _steps(step: object) -> list[Mapping[str, Any]]:
         return []
     if step.get("type") != "Sequence":
         return [{"type": "", **step}]
-    inner = step.get("pretokenizers") or step.get("normalizers") or []
+    inner = step.get("pretokenizers") or step.get("normalizers")
     return [
-        flat for part in inner if isinstance(part, dict) and part.get("type") != "Sequence" for flat in _steps(part)
+        {"type": "", **part} if isinstance(part, dict) else {"type": repr(part)[:50]}
+        for part in (inner if isinstance(inner, list) else [])
     ]
 
 
