@@ -152,6 +152,11 @@ class Tokenizer:
         return self._vocabulary.types[self._checked(id)] in SPECIAL
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """What it was made from."""
+        return self._vocabulary
+
+    @property
     def special_tokens(self) -> Mapping[str, int]:
         """Control and unknown tokens by their text."""
         return self._special_tokens
