@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -168,10 +168,11 @@ class _Search:
     sha256: str | None
     offline: bool
     progress: bool
+    _steps: list[Step] = field(default_factory=list)
+    _expected: Expected | None = None
+    _unusable: TokenizerError | None = None  # what is wrong with the embedded one
 
     def run(self, path: str | PathLike[str] | None) -> Discovery:
-        self._steps: list[Step] = []
-        self._expected: Expected | None = None
         variable = os.environ.get(VARIABLE, "").strip()
         for place, named in (("explicit path", path), (VARIABLE, variable or None)):
             if named is not None:
@@ -181,8 +182,12 @@ class _Search:
             found = search()
             if found is not None:
                 return found
+        said = "; ".join(map(str, self._steps))
+        if self._unusable is not None:
+            what = f"{self._unusable.what}, and no other tokenizer was found ({said})"
+            raise TokenizerError(what, where=self._unusable.where, remedy=self._unusable.remedy)
         raise TokenizerError(
-            "no tokenizer was found. " + "; ".join(map(str, self._steps)),
+            f"no tokenizer was found. {said}",
             where=self.model.path if self.model is not None else self.folder,
             remedy=f"name a tokenizer.json, tokenizer.model or GGUF by argument or in {VARIABLE}",
         )
@@ -220,6 +225,9 @@ class _Search:
             expected = Expected(where=str(model.path), n_vocab=self.n_vocab, special_ids=self.special_ids)
             notices = check(tokenizer, expected)
         except TokenizerError as error:
+            if "tokenizer.ggml.model" not in model.metadata:
+                return self._miss(place, "absent", error.what)
+            self._unusable = error
             return self._miss(place, "refused", error.what)
         self._say(place, "used", model.path.name)
         return self._result(tokenizer, "embedded", digest, model.path, notices, template=None)

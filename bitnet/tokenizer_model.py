@@ -154,9 +154,9 @@ def _ranks(raw: bytes, *, where: str) -> dict[bytes, int]:
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     merges = []
     for token in ranks:
-        halves = [(token[:i], token[i:]) for i in range(1, len(token))]
-        known = [(a, b) for a, b in halves if a in ranks and b in ranks]
-        merges.extend(sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]])))
+        cuts = range(1, len(token))
+        found = [(token[:i], token[i:]) for i in cuts if token[:i] in ranks and token[i:] in ranks]
+        merges += found if len(found) < 2 else sorted(found, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return merges
 
 

@@ -157,13 +157,20 @@ def test_a_folder_without_a_gguf(tmp_path):
     assert found.notices == ("the model's eos id is 511, the tokenizer's 509; the tokenizer's is used",)
 
 
+def test_what_is_wrong_with_the_embedded_one_is_the_error_if_there_is_no_other(tmp_path):
+    file = model(tmp_path)
+    with pytest.raises(TokenizerError, match="512 tokens, the embedding 500 rows, and no other") as caught:
+        discover(file, n_vocab=500)
+    assert "belongs to another model" in caught.value.remedy
+
+
 def test_a_pin_holds_for_whatever_is_found(tmp_path):
     file, named = model(tmp_path), put(tmp_path / "named")
     digest = hashlib.sha256(named.read_bytes()).hexdigest()
     assert discover(file, path=named, sha256=f"sha256:{digest.upper()}").sha256 == digest
     with pytest.raises(TokenizerError, match="not the 0000"):
         discover(file, path=named, sha256="0" * 64)
-    with pytest.raises(TokenizerError, match="no tokenizer was found"):
+    with pytest.raises(TokenizerError, match=r"not the 0000.* and no other tokenizer was found"):
         discover(file, sha256="0" * 64)
 
 
