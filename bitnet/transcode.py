@@ -64,8 +64,9 @@ def transcode(
     if to not in FILE_TYPES:
         raise UsageError(f"cannot transcode to {to.name}", remedy=f"one of {', '.join(t.name for t in FILE_TYPES)}")
     found = formats or read_formats(source)
-    chosen = _chosen_tiles(source, to, found.codecs, DEFAULT_TILES if tiles is None else tiles)
-    tensors = list(_tensors(source, to, found.codecs, codecs(tiles=chosen)[to]))
+    chosen: dict[tuple[GGMLType, int, int], Tile] = {}
+    codec = codecs(tiles=chosen)[to]
+    tensors = list(_tensors(source, found.codecs, codec, DEFAULT_TILES if tiles is None else tiles, chosen))
     written = Path(target)
     written.parent.mkdir(parents=True, exist_ok=True)
     write(written, _metadata(source, to, arch, chosen), tensors, alignment=source.alignment)
@@ -91,19 +92,22 @@ def _is_ternary(info: TensorInfo, table: Mapping[GGMLType, Codec]) -> bool:
     return info.type in table and table[info.type].ternary
 
 
-def _chosen_tiles(source: GGUF, to: GGMLType, table: Mapping[GGMLType, Codec], tiles: Tiles) -> Tiles:
-    """The tile of every matrix that becomes TL1 or TL2; of none for other types."""
-    chosen: dict[tuple[GGMLType, int, int], Tile] = {}
-    for info in source.tensors.values() if to in _TABLES else ():
-        if _is_ternary(info, table):
-            n_row, n_col = math.prod(info.shape[:-1]), info.shape[-1]
-            key = (to, n_row, n_col)
-            known = key in tiles
-            chosen[key] = tile_of(tiles, to, (n_row, n_col), UsageError) if known else propose_tile(to, (n_row, n_col))
-    return chosen
+def _choose_tile(info: TensorInfo, to: GGMLType, tiles: Tiles) -> tuple[tuple[GGMLType, int, int], Tile]:
+    """The tile that a matrix gets, beside what it is for."""
+    n_row, n_col = math.prod(info.shape[:-1]), info.shape[-1]
+    key = (to, n_row, n_col)
+    return key, tile_of(tiles, to, key[1:], UsageError) if key in tiles else propose_tile(to, key[1:])
 
 
-def _tensors(source: GGUF, to: GGMLType, table: Mapping[GGMLType, Codec], codec: Codec) -> Iterator[TensorData]:
+def _tensors(
+    source: GGUF,
+    table: Mapping[GGMLType, Codec],
+    codec: Codec,
+    tiles: Tiles,
+    chosen: dict[tuple[GGMLType, int, int], Tile],
+) -> Iterator[TensorData]:
+    """What is written; the tiles it takes are entered in `chosen`, which `codec` reads."""
+    to = codec.type
     scales = {name: _number(source, name) for name in source.tensors if _is_scale(source, name, table)}
     for name, info in source.tensors.items():
         if name in scales:
@@ -119,6 +123,9 @@ def _tensors(source: GGUF, to: GGMLType, table: Mapping[GGMLType, Codec], codec:
         fault = shape_fault(to, info.shape)
         if fault is not None:
             raise UsageError(f"{name} cannot be {to.name}: {fault}", where=source.path, remedy="choose another type")
+        if to in _TABLES:
+            key, tile = _choose_tile(info, to, tiles)
+            chosen[key] = tile
         inside = np.float32(1) if to in _BLOCK_SCALED else scale
         yield TensorData(name=name, shape=info.shape, type=to, data=_encoder(source, info, table, codec, inside))
         if to in _BLOCK_SCALED:

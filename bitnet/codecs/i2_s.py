@@ -69,9 +69,9 @@ def unpack_i2_s(raw: Raw, shape: Sequence[int], rows: slice | None = None, *, la
         return Ternary(trits=codes_to_trits(codes), scale=read_scale(_TYPE, raw))
     n_row, n_col = _checked_shape(shape, layout)
     wanted = row_range(rows, n_row)
-    first, last = wanted.start // 4 * 4, -(-wanted.stop // 4) * 4  # rows come in fours
+    first, last = wanted.start // 4 * 4, min(n_row, -(-wanted.stop // 4) * 4)  # rows come in fours
     packed = flat_bytes(_TYPE, raw, shape)[first * n_col // 4 : last * n_col // 4]
-    check_codes(packed.reshape(last - first, -1))
+    check_codes(packed.reshape(last - first, n_col // 4))
     trits = _foreign_trits(packed, last - first, n_col, layout)
     return Ternary(trits=trits[wanted.start - first : wanted.stop - first], scale=read_scale(_TYPE, raw))
 
@@ -174,7 +174,7 @@ def _foreign_trits(packed: Raw, n_row: int, n_col: int, layout: Layout) -> Trits
     planes = np.stack([(packed >> shift) & 3 for shift in _SHIFTS]).view(np.int8)
     planes -= 1
     width = n_col if layout is Layout.ROWS else 16
-    return np.ascontiguousarray(planes.reshape(4, -1, width).transpose(1, 0, 2)).reshape(n_row, n_col)
+    return np.ascontiguousarray(planes.reshape(4, len(packed) // width, width).transpose(1, 0, 2)).reshape(n_row, n_col)
 
 
 def _foreign_codes(trits: Trits, layout: Layout) -> Raw:
