@@ -222,11 +222,17 @@ def _agreement(gguf: GGUF, name: str, table: Mapping[GGMLType, Codec], columns: 
         return 0.0  # this reading is impossible, or the file is damaged, which reading it will tell
     if trits.shape[1] < len(columns):
         return 0.0
-    above = np.triu_indices(len(columns), 1)
-    ours, theirs = _correlation(trits)[above].astype(np.float64), columns[above].astype(np.float64)
-    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
-    power = float((ours @ ours) * (theirs @ theirs))
-    return len(ours) * float(ours @ theirs) ** 2 / power if power else 0.0
+    return _shared(_correlation(trits), columns)
+
+
+def _shared(one: Float32, other: Float32) -> float:
+    """The n · r² between two symmetric matrices, off their diagonals."""
+    n = len(one)
+    a, b = (m - (m.sum(dtype=np.float64) - np.trace(m)) / (n * (n - 1)) for m in (one, other))
+    np.fill_diagonal(a, 0)
+    np.fill_diagonal(b, 0)
+    power = float(np.vdot(a, a)) * float(np.vdot(b, b))
+    return n * (n - 1) / 2 * float(np.vdot(a, b)) ** 2 / power if power else 0.0
 
 
 def _correlation(values: NDArray[np.float32] | NDArray[np.int8]) -> Float32:

@@ -22,7 +22,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bitnet.codecs import Ternary, codecs, ternarise, ternary_codes
@@ -127,7 +126,7 @@ def accuracy_table(rows: Iterable[QuantiserAccuracy]) -> Table:
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title="Mean squared error of a product / its mean square"
     )
-    for heading in ("format", "weights", "ternarised", "activations", "kernel", "limit", "total", "in limit"):
+    for heading in ("format", "weights", "ternarised", "activations", "kernel", "limit", "total", ""):
         table.add_column(heading, no_wrap=True)
     for r in rows:
         numbers = (r.ternarisation, r.activation, r.kernel, QUANTISED_PRODUCT[r.weight_type].limit, r.total)
