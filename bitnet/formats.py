@@ -220,8 +220,8 @@ def _agreement(gguf: GGUF, name: str, table: Mapping[GGMLType, Codec], columns: 
         trits = unpack(gguf.raw(name), info.shape, slice(0, min(_ROWS, info.shape[0]))).trits
     except BitNetError:
         return 0.0  # this reading is impossible, or the file is damaged, which reading it will tell
-    if trits.shape[1] < len(columns):
-        return 0.0
+    if min(trits.shape[1], _COLUMNS) != len(columns):
+        return 0.0  # a wrong shape, which reading it will tell
     return _shared(_correlation(trits), columns)
 
 

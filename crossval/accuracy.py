@@ -94,7 +94,8 @@ def quantiser_accuracy(
     rng = np.random.default_rng(seed)
     weights = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
     if inputs == "ternary":
-        weights = np.sign(weights) * (np.abs(weights) > 0.02) * np.float32(0.037)
+        trits = rng.integers(-1, 2, shape)
+        weights = (trits * np.float32(1 / np.sqrt(shape[1]))).astype(np.float32)
     x = rng.standard_normal((_N_TOKEN, shape[1])).astype(np.float32)
     ternary = ternarise(weights)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,9 +124,8 @@ def all_accuracies(device: str = "cpu") -> list[QuantiserAccuracy]:
 
 def accuracy_table(rows: Iterable[QuantiserAccuracy]) -> Table:
     """The measurements as a table to print."""
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title="Mean squared error of a product / its mean square"
-    )
+    title = "Mean squared error of a product / its mean square"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title)
     for heading in ("format", "weights", "ternarised", "activations", "kernel", "limit", "total", ""):
         table.add_column(heading, no_wrap=True)
     for r in rows:
