@@ -28,7 +28,7 @@ KERNEL_CONFIG_FILE = "kernel_config.ini"
 _MAX_CONFIG = 1 << 16  # bytes of a kernel configuration
 _COLUMNS = 512  # columns compared: whole groups of I2_S, few enough for a product of milliseconds
 _ROWS = 512  # rows of a projection, and of the embedding, that are looked at
-_DECISIVE = 100.0  # n · r²; a wrong reading stays below, the least of the right ones measured is 500
+_DECISIVE = 100.0  # n · r²; a wrong reading stays below 30 where a right one passes it, after a projection or a few
 _MARGIN = 4.0  # by which the best must lead the second; 20 is the least measured
 _TABLES = (GGMLType.TL1, GGMLType.TL2)
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,7 +131,6 @@ def test_sentence_pieces_give_the_ids_of_the_gguf():
 
 
 def test_the_export_is_what_sentencepiece_itself_reads():
-    sentencepiece = pytest.importorskip("sentencepiece")
     raw = exports.sentencepiece_model(SPM)
     theirs, found = sentencepiece.SentencePieceProcessor(model_proto=raw), pieces(raw)
     for text in battery.nasty_texts():
