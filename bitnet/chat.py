@@ -13,7 +13,7 @@ from datetime import datetime
 from os import fspath
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -94,11 +94,9 @@ def render(
         UsageError: A message lacks role or content, or the template refuses the messages.
     """
     _check_messages(messages)
-    if len(template) > MAX_TEMPLATE:
-        raise _fault(f"has {len(template)} characters; at most {MAX_TEMPLATE} are accepted")
+    compiled = _compiled(template)
     moment = now or datetime.now().astimezone()
     try:
-        compiled = _Sandbox().from_string(template)
         pieces: list[str] = []
         size = 0
         for piece in compiled.generate(
@@ -112,13 +110,33 @@ def render(
             size += len(piece)
             _check_size(size)
             pieces.append(piece)
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _fault(f"fails: {error}") from None
+    except (MemoryError, RecursionError):
+        raise _fault("needs too much memory or nests too deeply") from None
+    return "".join(pieces)
+
+
+def check_template(template: str) -> None:
+    """Refuse a template that `render` would refuse whatever the messages: too large, or not Jinja.
+
+    Raises:
+        TokenizerError: It is.
+    """
+    _compiled(template)
+
+
+def _compiled(template: str) -> Template:
+    if len(template) > MAX_TEMPLATE:
+        raise _fault(f"has {len(template)} characters; at most {MAX_TEMPLATE} are accepted")
+    try:
+        return _Sandbox().from_string(template)
     except TemplateSyntaxError as error:
         raise _fault(f"is not valid Jinja in line {error.lineno}: {error.message}") from None
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _fault(f"fails: {error}") from None
     except (MemoryError, RecursionError):
         raise _fault("needs too much memory or nests too deeply") from None
-    return "".join(pieces)
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
