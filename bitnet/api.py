@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -21,6 +22,9 @@ from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
 from bitnet.tokenizer import Tokenizer
 from bitnet.weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from bitnet.validate import WeightReport
 
 _TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
 
@@ -120,6 +124,12 @@ class Model:
             pass
         assert decoder.result is not None
         return decoder.result
+
+    def validate_weights(self) -> WeightReport:
+        """Count and examine every tensor: trits, scales, norms, and what is odd about them."""
+        from bitnet.validate import validate_weights  # few callers ask
+
+        return validate_weights(self.gguf, self.config)
 
     def __repr__(self) -> str:
         c = self.config

@@ -222,7 +222,9 @@ def _open(path: Path) -> _File:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
-                raise GGUFError("the file is empty", path=path, offset=0, remedy="download or convert it again")
+                raise GGUFError(
+                    "the file is empty", path=path, field="magic", offset=0, remedy="download or convert it again"
+                )
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFileError("there is no such file", where=path, remedy="check the path") from None
@@ -230,4 +232,7 @@ def _open(path: Path) -> _File:
         raise ModelFileError("may not be read by this user", where=path, remedy="check its permissions") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"cannot be opened: {error}", where=path, remedy="check the path and the disk") from None
-    return _File(path, data, _identity(status), parse(data, str(path)))
+    header = parse(data, str(path))
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, 0, header.end)  # its pages were copied, and need not stay in memory
+    return _File(path, data, _identity(status), header)

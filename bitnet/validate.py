@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike, fspath
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
-from bitnet.errors import BitNetError
+from bitnet.errors import BitNetError, ModelFileError
 from bitnet.gguf import GGUF, read
 from bitnet.linear import Float32, Matrix
 from bitnet.weight_statistics import (
@@ -34,11 +35,11 @@ Severity = Literal["error", "warning", "note"]
 _SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 _SHOWN = 20  # findings of one severity that people are shown
 
-#: Share of zeros, which is 1 − mean|w| / scale. absmean of a bell-shaped master matrix leaves 31 %, and sparser ones are
-#: trained too. Hardly any is what max|w| as scale gives, or codes read by a wrong table; hardly anything else is damage.
+#: Share of zeros, which is 1 − mean|w| / scale. absmean of a bell-shaped master matrix leaves 31 %; sparser ones are
+#: trained too. Hardly any is what max|w| as scale gives, or a wrong table of codes; hardly anything else is damage.
 ZEROS = (0.02, 0.95)
-#: |#+1 − #−1| / (#+1 + #−1). The trained models of the fixtures stay below 0.04; a wrong table of codes comes near 1. Of
-#: fewer weights than this, chance alone moves it.
+#: |#+1 − #−1| / (#+1 + #−1). The trained models of the fixtures stay below 0.04; a wrong table of codes comes near 1.
+#: Of fewer weights than this, chance alone moves it.
 BALANCE, BALANCE_FROM = 0.5, 4096
 #: mean|w| this many times above or below the median of the same matrix in the other layers: 1.7 in the fixtures, and a
 #: scale that is inverted or of another byte order is farther off.
@@ -133,6 +134,9 @@ def verify(path: str | PathLike[str]) -> WeightReport:
     """Examine a file in every stage of loading, without raising for what is wrong with it.
 
     The tokenizer and the chat template are examined too; a model without a template is none the worse.
+
+    Raises:
+        ResourceLimitError: A limit was hit before anything could be examined.
     """
     findings: list[Finding] = []
     try:
@@ -140,8 +144,8 @@ def verify(path: str | PathLike[str]) -> WeightReport:
         findings += [_note(gguf, notice) for notice in gguf.notices]
         findings += _text_findings(gguf)
         config, notices = read_config(gguf)
-    except BitNetError as error:
-        return WeightReport(file=fspath(path), findings=_sorted([*findings, _error(error, fspath(path))]))
+    except ModelFileError as error:
+        return WeightReport(file=Path(path).name, findings=_sorted([*findings, _error(error, fspath(path))]))
     findings += [_note(gguf, notice) for notice in notices]
     findings += _vocabulary_findings(gguf, config)
     report = validate_weights(gguf, config)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from bitnet.cli.verify import verify
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -22,6 +24,8 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Default: BITNET_NUM_THREADS, else the physical cores. Results do not change.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
+
+app.command()(verify)
 
 
 @app.command()
