@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 SEEDS = fuzz_seeds.seeds()
 
 
-@pytest.mark.parametrize("path", sorted(FINDINGS.glob("*.gguf")), ids=lambda path: path.stem)
-def test_what_was_found_once(path):
-    examine(path.read_bytes())
+def test_what_was_found_once():
+    for path in sorted(FINDINGS.glob("*.gguf")):
+        examine(path.read_bytes())
 
 
 @pytest.mark.parametrize("name", SEEDS)

@@ -10,7 +10,7 @@ import pytest
 import small_models
 from jsonschema import Draft202012Validator
 from malformed import I2_S, NORM, Q, at, f32, filled, model
-from test_refusals import CONTAINER, ROOT
+from test_refusals import CONTAINER, MODELS, ROOT
 
 import bitnet
 from bitnet.errors import ResourceLimitError
@@ -54,12 +54,9 @@ def test_a_loaded_model_reports_the_same():
     assert loaded.ok
 
 
-@pytest.mark.parametrize("name", [*CONTAINER, *(n for entries in malformed.REFUSED.values() for n in entries)])
+@pytest.mark.parametrize("name", [name for name in (*CONTAINER, *MODELS) if name not in RENDERED])
 def test_what_loading_refuses_is_an_error_here(tmp_path, name):
-    if name in RENDERED:
-        pytest.skip("shows when it is rendered")
-    raws = {n: raw for entries in malformed.REFUSED.values() for n, (raw, _) in entries.items()} | CONTAINER
-    found = report(tmp_path, raws[name])
+    found = report(tmp_path, CONTAINER[name] if name in CONTAINER else MODELS[name][0])
     assert not found.ok
     assert all(finding.what and finding.remedy for finding in found.of("error"))
     SCHEMA.validate(found.to_dict())
