@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 
 from bitnet import gguf as container
-from bitnet import tokenizer as tokenizers
 from bitnet.architecture import read_config
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
-from bitnet.errors import TokenizerError, UsageError
+from bitnet.discovery import Discovery, discover
+from bitnet.errors import UsageError
 from bitnet.generate import Decoder, Generation
 from bitnet.gguf import GGUF, GGMLType
 from bitnet.kernels import kernels
@@ -24,6 +24,7 @@ from bitnet.tokenizer import Tokenizer
 from bitnet.weights import Weights, read_weights
 
 if TYPE_CHECKING:
+    from bitnet.chat import ChatTemplate
     from bitnet.validate import WeightReport
 
 _TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
@@ -38,30 +39,37 @@ class Model:
         weights: Its tensors, packed.
         network: The graph on a backend.
         notices: What its user should know about how it was read.
+        tokenizer_path: A tokenizer that takes the place of the file's own, or None.
     """
 
     def __init__(
-        self, gguf: GGUF, config: ModelConfig, weights: Weights, net: Network, notices: Sequence[str] = ()
+        self,
+        gguf: GGUF,
+        config: ModelConfig,
+        weights: Weights,
+        net: Network,
+        notices: Sequence[str] = (),
+        tokenizer_path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.gguf = gguf
         self.config = config
         self.weights = weights
         self.network = net
         self.notices = tuple(notices)
-        self._tokenizer: Tokenizer | None = None
+        self.tokenizer_path = tokenizer_path
+        self._discovery: Discovery | None = None
+
+    @property
+    def discovery(self) -> Discovery:
+        """The tokenizer with where it was found, and how. Raises `TokenizerError` if none fits the model."""
+        if self._discovery is None:
+            self._discovery = discover(self.gguf, path=self.tokenizer_path, n_vocab=self.config.n_vocab)
+        return self._discovery
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer embedded in the file. Raises `TokenizerError` if it has none that can be used."""
-        if self._tokenizer is None:
-            self._tokenizer = tokenizers.from_gguf(self.gguf)
-            if self._tokenizer.n_vocab > self.config.n_vocab:
-                raise TokenizerError(
-                    f"the tokenizer has {self._tokenizer.n_vocab} tokens, the embedding {self.config.n_vocab} rows",
-                    where=self.gguf.path,
-                    remedy="the tokenizer belongs to another model",
-                )
-        return self._tokenizer
+        """The tokenizer. Raises `TokenizerError` if none fits the model."""
+        return self.discovery.tokenizer
 
     def logits(self, ids: Sequence[int]) -> Float32:
         """Logits [len(ids), n_vocab] f32 after each token of a sequence that starts at position 0."""
@@ -83,13 +91,19 @@ class Model:
         return ids
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Messages rendered by the file's chat template, ready for the answer."""
-        from bitnet.chat import render, template_of  # jinja2 costs a tenth of a second, and few callers chat
+        """Messages rendered by the model's chat template, ready for the answer."""
+        from bitnet.chat import render  # jinja2 costs a tenth of a second, and few callers chat
 
-        template = template_of(self.gguf).text
         t = self.tokenizer
         bos, eos = (t.token_text(i) if i is not None else "" for i in (t.bos_id, t.eos_id))
-        return render(template, messages, bos_token=bos, eos_token=eos)
+        return render(self.chat_template.text, messages, bos_token=bos, eos_token=eos)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template and where it comes from. Raises `TokenizerError` if there is none."""
+        from bitnet.chat import template_of
+
+        return template_of(self.gguf, self.discovery.chat_template)
 
     def decoder(
         self,
@@ -173,6 +187,7 @@ def load(
     device: str | None = None,
     n_threads: int | None = None,
     numerics: Numerics | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Open a GGUF model.
 
@@ -181,6 +196,7 @@ def load(
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
         numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
+        tokenizer: A tokenizer.json, tokenizer.model or GGUF in place of the file's own; default what `discovery` finds.
 
     Raises:
         UsageError: No path, or a device or thread count without meaning.
@@ -199,4 +215,4 @@ def load(
     backend = Backend(device, n_threads or default_threads())
     chosen = numerics or default_numerics(gguf, weights)
     net = network(gguf, config, weights, backend, chosen)
-    return Model(gguf, config, weights, net, (*gguf.notices, *notices, *weights.notices))
+    return Model(gguf, config, weights, net, (*gguf.notices, *notices, *weights.notices), tokenizer)

@@ -82,6 +82,12 @@ class TokenizerError(ModelFileError):
     """A tokenizer is missing, damaged, or does not belong to its model."""
 
 
+class DownloadError(BitNetError):
+    """A file cannot be fetched: no network, no permission, no such file, or a server that does not keep its word."""
+
+    exit_code = 4
+
+
 class ResourceLimitError(BitNetError):
     """A limit on memory, size or time would be passed; nothing was allocated."""
 

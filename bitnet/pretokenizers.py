@@ -61,6 +61,12 @@ ADD_BOS = frozenset({"llama-bpe"})
 IGNORE_MERGES = frozenset({"llama-bpe"})
 """Rule sets under which a word that is itself a token is taken whole, whatever the merges would build."""
 
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+
+BYTE_SYMBOLS: Mapping[str, int] = {chr(b): b for b in _PRINTABLE} | {chr(256 + n): b for n, b in enumerate(_OTHERS)}
+"""GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others for U+0100 and on."""
+
 LLAMA_3_MARKERS = (b"<|begin_of_text|>", b"<|eot_id|>")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
 from bitnet.errors import BitNetError, ModelFileError
+from bitnet.formats import read_formats
 from bitnet.gguf import GGUF, read
 from bitnet.linear import Float32, Matrix
 from bitnet.weight_statistics import (
@@ -188,7 +189,7 @@ class _Survey(TensorReader):
     """Reads as loading does, but counts what it reads, keeps none of it, and goes on after a fault."""
 
     def __init__(self, gguf: GGUF) -> None:
-        super().__init__(gguf)
+        super().__init__(gguf, read_formats(gguf))
         self.findings: list[Finding] = []
         self.matrices: list[MatrixStatistics] = []
         self.norms: list[NormStatistics] = []
@@ -303,17 +304,16 @@ def _norm_findings(norm: NormStatistics) -> list[Finding]:
 
 def _text_findings(gguf: GGUF) -> list[Finding]:
     """The tokenizer and the chat template."""
-    from bitnet import tokenizer as tokenizers
     from bitnet.chat import check_template, template_of
+    from bitnet.discovery import discover
 
     found = []
     try:
-        tokenizer = tokenizers.from_gguf(gguf)
+        search = discover(gguf, offline=True)
     except BitNetError as error:
         found.append(_error(error, "tokenizer"))
     else:
-        if tokenizer.pre_source != "declared":
-            found.append(Finding(severity="note", subject="tokenizer.ggml.pre", what=tokenizer.pre_source))
+        found += [Finding(severity="note", subject="tokenizer", what=notice) for notice in search.notices]
     if "tokenizer.chat_template" in gguf.metadata:
         try:
             template = template_of(gguf)

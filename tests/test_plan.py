@@ -8,8 +8,7 @@ from pathlib import Path
 import golden_models
 import pytest
 
-from bitnet.gguf import GGMLType, read
-from bitnet.transcode import transcode
+from bitnet.gguf import TensorData, read, write
 from crossval import plan as planning
 from crossval.plan import ALL_RUNGS, LLAMA_CPP_SILU, ORACLE_RUNGS, RECORDED_RUNGS, Subject, lanes, shipped_subjects
 from receipts.record import RUNGS
@@ -84,14 +83,17 @@ def test_a_users_model_that_was_not_recorded_and_cannot_be_copied(tmp_path):
     """bitnet_silu has rows of 640, which no TQ2_0 block divides."""
     copy = tmp_path / "mine.gguf"
     golden_models.retyped("bitnet_silu", copy, "F32")
-    transcode(read(golden_models.model("bitnet_silu")), tmp_path / "i2_s.gguf", GGMLType.I2_S, arch="bitnet")
+    source = read(golden_models.model("bitnet_silu"))
+    tensors = [TensorData(name=n, shape=t.shape, type=t.type, data=source.raw(n)) for n, t in source.tensors.items()]
+    metadata = {k: (source.types[k], v) for k, v in source.metadata.items()} | {"general.url": "another file"}
+    write(tmp_path / "i2_s.gguf", metadata, tensors)
     planned = {
         p.name: p
         for p in lanes([planning.user_subject(tmp_path / "i2_s.gguf", FIXTURES)], tmp_path / "copies", shipped=False)
     }
     refused = planned["i2_s · llama.cpp TQ2_0"]
     assert not refused.required
-    assert "TQ2_0 takes rows of a multiple of 256" in refused.impossible
+    assert "cannot be TQ2_0: its rows of 640 are not a multiple of 256" in refused.impossible
     recorded = planned["i2_s · bitnet.cpp (recorded)"]
     assert not recorded.required
     assert "nothing was recorded" in recorded.impossible
