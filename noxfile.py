@@ -22,6 +22,7 @@ nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether 
 ROOT = Path(__file__).parent
 RECEIPT = Path("ci/inference.json")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+FUZZING = (("--target=container", "--runs=1800000"), ("--target=model", "--runs=300000"))
 REFERENCE_UNAVAILABLE = 4  # the exit code of a run that could not conclude anything
 
 
@@ -72,6 +73,20 @@ def bench(session: nox.Session) -> None:
     install(session)
     use_llama_cpp(session)
     leave(code_of(session, "crossval", "bench", *session.posargs))
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the reader, 2.1 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
+    install(session, "fuzz")
+    try:
+        session.run("python", "-c", "import atheris", silent=True)
+        engine = "atheris"
+    except CommandFailed:
+        session.warn("atheris is not available here: damage will be random, without a guide.")
+        engine = "hypothesis"
+    for arguments in [session.posargs] if session.posargs else FUZZING:
+        session.run("python", "tests/fuzz_run.py", "--engine", engine, *arguments)
 
 
 @nox.session(default=False)

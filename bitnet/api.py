@@ -25,6 +25,7 @@ from bitnet.weights import Weights, read_weights
 
 if TYPE_CHECKING:
     from bitnet.chat import ChatTemplate
+    from bitnet.validate import WeightReport
 
 _TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
 
@@ -137,6 +138,12 @@ class Model:
             pass
         assert decoder.result is not None
         return decoder.result
+
+    def validate_weights(self) -> WeightReport:
+        """Count and examine every tensor: trits, scales, norms, and what is odd about them."""
+        from bitnet.validate import validate_weights  # few callers ask
+
+        return validate_weights(self.gguf, self.config)
 
     def __repr__(self) -> str:
         c = self.config

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitnet.cli.download import download
+from bitnet.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ Threads = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
 
 
+app.command()(verify)
 app.command()(download)
 
 
