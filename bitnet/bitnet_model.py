@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from bitnet.batches import generate_batch
 from bitnet.cache_pool import CacheStats
 from bitnet.config import ModelConfig, Numerics
 from bitnet.discovery import Discovery, discover
 from bitnet.errors import UsageError
-from bitnet.generate import PREFILL_CHUNK, Decoder, Generation, generate_batch
+from bitnet.generate import PREFILL_CHUNK, Decoder, Generation
 from bitnet.generation_config import GenerationConfig
 from bitnet.gguf import GGUF
 from bitnet.info import ModelInfo, describe
