@@ -71,12 +71,12 @@ class Metrics:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens evaluated a second; 0 where none was."""
-        return self.prefill_tokens / self.prefill_seconds if self.prefill_tokens else 0.0
+        return self.prefill_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:
         """Tokens evaluated a second, one at a time; 0 where none was."""
-        return self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0
+        return self.decode_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, rates included."""
