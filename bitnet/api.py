@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import psutil
 
-from bitnet import gguf as container
 from bitnet import tokenizer as tokenizers
 from bitnet.architecture import read_config
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
 from bitnet.errors import TokenizerError, UsageError
 from bitnet.generate import Decoder, Generation
 from bitnet.gguf import GGUF, GGMLType
+from bitnet.hf import open_model
 from bitnet.kernels import kernels
 from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
@@ -164,10 +163,10 @@ def load(
     n_threads: int | None = None,
     numerics: Numerics | None = None,
 ) -> Model:
-    """Open a GGUF model.
+    """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
     Args:
-        path: The file; default BITNET_GGUF.
+        path: The file or folder; default BITNET_GGUF.
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
         numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
@@ -183,7 +182,7 @@ def load(
     kernels(device)
     if n_threads is not None and n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
-    gguf = container.read(Path(path))
+    gguf = open_model(path)
     config, notices = read_config(gguf)
     weights = read_weights(gguf, config)
     backend = Backend(device, n_threads or default_threads())
