@@ -68,8 +68,8 @@ class Dense:
     def raw(self) -> NDArray[np.uint8]:
         """Its bytes. Raises `ModelFileError` for NaN and infinity."""
         values = stored(self.shards, self.entry)
-        exponent = {"F32": np.uint32(0x7F800000), "F16": np.uint16(0x7C00), "BF16": np.uint16(0x7F80)}[self.entry.dtype]
-        bits: NDArray[Any] = values.view(exponent.dtype)
+        exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[self.entry.dtype]
+        bits: NDArray[Any] = values.view(f"u{values.itemsize}")
         for part in chunks(*self.entry.shape):
             if ((bits[part] & exponent) == exponent).any():
                 raise fault(self.entry, "holds NaN or infinity")
