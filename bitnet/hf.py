@@ -71,6 +71,8 @@ class Checkpoint(GGUF):
         path: The folder.
         metadata: `general.*`, `ARCH.*`, and, read when first asked for, `tokenizer.*`.
         tensors: In the order of a GGUF; their offsets are 0, for they lie in no one file.
+        values: The object of config.json.
+        config: What it says.
         matrices: The ternary matrices, by name.
         notices: What is worth telling about how it was read.
     """
@@ -80,6 +82,7 @@ class Checkpoint(GGUF):
         self.path = folder
         self.version = 3
         self.alignment = DEFAULT_ALIGNMENT
+        self.values = values
         self.config = read_config(values, folder / "config.json")
         self.shards = Shards(folder)
         self.matrices: dict[str, Ternary] = {}
@@ -88,10 +91,10 @@ class Checkpoint(GGUF):
         self._infos: dict[str, TensorInfo] = {}
         self._unused = dict(self.shards.entries)
         self._sha256 = None
-        self._place(values)
+        self._place()
         self.tensors = MappingProxyType(self._infos)
         self.notices = tuple(self._notices)
-        metadata = _Metadata(self._keys(values), lambda: read_tokenizer(folder, values, self.config.arch))
+        metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, values, self.config.arch))
         self.metadata = metadata
         self.types = _Types(metadata)
 
@@ -127,7 +130,7 @@ class Checkpoint(GGUF):
 
     # --- what lies where ------------------------------------------------------------------------------------------
 
-    def _place(self, values: Mapping[str, Any]) -> None:
+    def _place(self) -> None:
         c = self.config
         n_q, n_kv = c.n_head * c.head_dim, c.n_head_kv * c.head_dim
         widths = {
@@ -160,7 +163,7 @@ class Checkpoint(GGUF):
             raise fault(
                 first,
                 f"is used by no operation of {c.family}, one of {len(self._unused)} such tensors",
-                f"model_type {values.get('model_type')!r} may be wrong, or the checkpoint needs code of its own",
+                f"model_type {self.values.get('model_type')!r} may be wrong, or the checkpoint needs code of its own",
             )
 
     def _head(self) -> None:
@@ -244,9 +247,9 @@ class Checkpoint(GGUF):
             self._add(f"{base}.weight", shape, GGMLType.F16, matrix.raw_f16)
             self._add(f"{base}.scale", (1,), GGMLType.F32, matrix.raw_scale)
 
-    def _keys(self, values: Mapping[str, Any]) -> dict[str, tuple[ValueType, Any]]:
+    def _keys(self) -> dict[str, tuple[ValueType, Any]]:
         c = self.config
-        name = values.get("_name_or_path") or self.path.resolve().name
+        name = self.values.get("_name_or_path") or self.path.resolve().name
         first = self._infos["blk.0.attn_q.weight"].type
         keys = {
             "general.architecture": (ValueType.STRING, c.arch),

@@ -1,4 +1,4 @@
-"""`tokenizer.json` beside a checkpoint, told in GGUF's `tokenizer.*` keys.
+"""`tokenizer.json` beside a checkpoint, told in GGUF's `tokenizer.*` keys, and the other way.
 
 Byte-level byte-pair tokenizers only (Llama 3, Falcon3, GPT-2 and their kin). The name of the splitting rules is found
 by evidence, not by a table of fingerprints: the keys are read back by this engine's own tokenizer under each rule set,
@@ -7,7 +7,9 @@ and the one that gives the ids of `tokenizer.json` itself on a text full of edge
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from os import fspath
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import numpy as np
 
 from bitnet import tokenizer as tokenizers
 from bitnet.errors import TokenizerError
+from bitnet.gguf import GGUF
 from bitnet.gguf_types import StringArray, ValueType
-from bitnet.pretokenizers import PATTERNS
+from bitnet.pretokenizers import IGNORE_MERGES, PATTERNS, build, rules_of
 from bitnet.safetensors_file import read_json
-from bitnet.vocabulary import TokenType
+from bitnet.vocabulary import TokenType, read_vocabulary
 
 Keys = dict[str, tuple[ValueType, Any]]
 
@@ -87,6 +90,48 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], arch: str) -> Keys:
         keys["tokenizer.chat_template"] = (ValueType.STRING, template)
     wanted = tuple(theirs.encode(_PROBE, add_special_tokens=False).ids)
     return {"tokenizer.ggml.model": keys["tokenizer.ggml.model"], "tokenizer.ggml.pre": _pre(keys, wanted, path)} | keys
+
+
+def write_tokenizer(source: GGUF, folder: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` from the keys of a GGUF.
+
+    Raises:
+        TokenizerError: It has no usable tokenizer, or one that is not byte-level BPE.
+    """
+    import tokenizers as library
+    from tokenizers import decoders, models, processors
+
+    where = fspath(source.path)
+    v = read_vocabulary(source.metadata, where=where)
+    if v.kind != "bpe":
+        raise TokenizerError("a SentencePiece vocabulary has no merges to write", where=where)
+    rules = rules_of(v.pre, where=where)
+    texts = [piece.decode("utf-8", "replace") for piece in v.tokens]
+    ids = {text: i for i, text in enumerate(texts)}
+    made = library.Tokenizer(models.BPE(ids, list(v.merges), ignore_merges=rules in IGNORE_MERGES))
+    made.pre_tokenizer = build(rules)
+    made.decoder = decoders.ByteLevel()
+    for kind, add in (
+        (TokenType.CONTROL, made.add_special_tokens),
+        (TokenType.USER_DEFINED, made.add_tokens),
+    ):
+        found = [texts[i] for i, type_ in enumerate(v.types) if type_ is kind]
+        add([library.AddedToken(text, normalized=False, special=kind is TokenType.CONTROL) for text in found])
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for role, token in (("bos", v.bos_id), ("eos", v.eos_id)):
+        if token is not None:
+            settings[f"{role}_token"] = texts[token]
+    if v.add_bos and v.bos_id is not None:
+        bos = texts[v.bos_id]
+        made.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, v.bos_id)]
+        )
+    template = source.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        settings["chat_template"] = template
+    made.save(fspath(folder / _FILE))
+    text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _pre(keys: Keys, wanted: tuple[int, ...], path: Path) -> tuple[ValueType, str]:

@@ -104,7 +104,7 @@ def plan(source: GGUF, to: GGMLType) -> list[Part]:
 
 
 def _parts(source: GGUF, to: GGMLType) -> Iterator[Part]:
-    matrices = {name: m for name in source.tensors if (m := _matrix(source, name)) is not None}
+    matrices = {name: m for name in source.tensors if (m := matrix_of(source, name)) is not None}
     beside = {m.beside for m in matrices.values()}
     for name, info in source.tensors.items():
         if name in beside:
@@ -162,19 +162,19 @@ def _float_part(source: GGUF, info: TensorInfo, to: GGMLType) -> Part:
     )
 
 
-def _matrix(source: GGUF, name: str) -> _Matrix | None:
+def matrix_of(source: GGUF, name: str) -> MatrixSource | None:
     """A tensor as a ternary matrix, if it is one or can be made one."""
     info = source.tensors[name]
     codec = CODECS.get(info.type)
     if codec is not None and codec.ternary:
-        return _Matrix(source=source, info=info)
+        return MatrixSource(source=source, info=info)
     if _PROJECTION.fullmatch(name) and info.type in _FLOATS:
-        return _Matrix(source=source, info=info, floats=_FLOATS[info.type])
+        return MatrixSource(source=source, info=info, floats=_FLOATS[info.type])
     return None
 
 
 @dataclass(slots=True, kw_only=True)
-class _Matrix:
+class MatrixSource:
     """A ternary matrix of the source; it keeps its scale, never its weights.
 
     Attributes:
@@ -190,7 +190,7 @@ class _Matrix:
 
     def __post_init__(self) -> None:
         if self.floats is not None:
-            self.exact = self._read()[2]
+            self.exact = self.read()[2]
 
     @property
     def beside(self) -> str:
@@ -205,7 +205,7 @@ class _Matrix:
     def scale(self) -> np.float32:
         """What a trit is multiplied by, all told."""
         if self._scale is None:
-            self._read()
+            self.read()
         assert self._scale is not None
         return self._scale
 
@@ -224,11 +224,11 @@ class _Matrix:
         )
 
     def _expected(self) -> Callable[[slice], NDArray[np.float32]]:
-        scale, trits, _ = self._read()
+        scale, trits, _ = self.read()
         return lambda rows: trits(rows).astype(np.float32) * scale
 
     def _encode(self, to: GGMLType) -> NDArray[Any]:
-        scale, read, _ = self._read()
+        scale, read, _ = self.read()
         trits = read(slice(0, self.info.shape[0]))
         if to == GGMLType.F32:
             return trits.astype(np.float32) * scale
@@ -238,8 +238,13 @@ class _Matrix:
             return pack_i2_s(trits, float(scale))
         return (pack_tq1_0 if to == GGMLType.TQ1_0 else pack_tq2_0)(trits)
 
-    def _read(self) -> tuple[np.float32, Callable[[slice], NDArray[np.int8]], bool]:
-        """Scale, trits of given rows, and whether they are exact."""
+    def read(self) -> tuple[np.float32, Callable[[slice], NDArray[np.int8]], bool]:
+        """Scale, trits of given rows, and whether they are exact; read anew, and let go with what is returned.
+
+        Raises:
+            ModelFileError: A weight is NaN or infinite.
+            UsageError: Blocks have scales that differ.
+        """
         raw = self.source.raw(self.info.name)
         if self.floats is None:
             scale, trits, exact = (*self._unpack(raw), True)
