@@ -148,6 +148,10 @@ class GGUF:
             self._sha256 = digest.hexdigest()
         return self._sha256
 
+    def release(self) -> None:
+        """Give the pages read so far back to the system; they are read again when they are needed."""
+        release_pages(self._data)
+
     def _check_unchanged(self) -> None:
         """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
         try:
@@ -160,6 +164,14 @@ class GGUF:
                 path=self.path,
                 remedy="open it again; replace model files by renaming, not by writing over them",
             )
+
+
+def release_pages(mapped: NDArray[np.uint8]) -> None:
+    """Give back the pages of a mapping, known by an array over the whole of it, where the system can."""
+    buffer: Any = mapped.base
+    memory = buffer.obj if isinstance(buffer, memoryview) else buffer
+    if isinstance(memory, mmap.mmap) and hasattr(memory, "madvise"):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

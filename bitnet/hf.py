@@ -94,9 +94,8 @@ class Checkpoint(GGUF):
         self._place()
         self.tensors = MappingProxyType(self._infos)
         self.notices = tuple(self._notices)
-        metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, values, self.config.arch))
-        self.metadata = metadata
-        self.types = _Types(metadata)
+        self.metadata: _Metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, values, self.config.arch))
+        self.types = _Types(self.metadata)
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, {len(self.tensors)} tensors)"
@@ -127,6 +126,14 @@ class Checkpoint(GGUF):
                         digest.update(chunk)
             self._sha256 = digest.hexdigest()
         return self._sha256
+
+    def forget_tokenizer(self) -> None:
+        """Go on without the `tokenizer.*` keys, where they cannot be read."""
+        self.metadata.forget_tokenizer()
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system."""
+        self.shards.release()
 
     # --- what lies where ------------------------------------------------------------------------------------------
 
@@ -281,6 +288,10 @@ class _Metadata(Mapping[str, Any]):
         if self._tokenizer is None:
             self._tokenizer = self._read_tokenizer()
         return self._tokenizer[key]
+
+    def forget_tokenizer(self) -> None:
+        """Have no tokenizer keys from now on."""
+        self._tokenizer = {}
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401  # as GGUF.metadata
         return self.typed(key)[1]

@@ -1,15 +1,17 @@
 """A model written as a Hugging Face checkpoint that transformers itself loads.
 
 Ternary matrices are packed uint8 with a float32 `weight_scale` that multiplies (linear class AutoBitLinear, offline),
-the one convention that keeps the scale of a GGUF to the bit: BitLinear stores its reciprocal. Everything else keeps
-its type. The configuration asks for float32, so that transformers rounds nothing when it loads.
+the one convention that keeps the scale of a GGUF to the bit: BitLinear stores its reciprocal. Everything else becomes
+float32: transformers keeps the types of a quantised checkpoint, so half-precision embeddings beside float32 scales
+would make it compute in a mixture, or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from bitnet.errors import TokenizerError, UsageError
 from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import EMBEDDING, HEAD, NORMS, OUTPUT_NORM, PROJECTIONS, Checkpoint, interleaved_order
 from bitnet.hf_tokenizer import write_tokenizer
-from bitnet.hf_weights import DTYPES, ROWS_OF_A_CODE
-from bitnet.master_weights import Rows, Trits
+from bitnet.hf_weights import ROWS_OF_A_CODE
+from bitnet.master_weights import Rows, Trits, as_float32
 from bitnet.safetensors_file import SINGLE, TensorToWrite, write
 from bitnet.transcode import MatrixSource, Part, matrix_of
 
-_DTYPE_OF = {type_: dtype for dtype, type_ in DTYPES.items()}
+_PIECE = 1 << 22  # elements written at a time
 _ELEMENT = {GGMLType.F32: np.float32, GGMLType.F16: np.float16, GGMLType.BF16: np.uint16}
 #: What goes along from one checkpoint to another as it is.
 _COMPANIONS = (
@@ -41,7 +43,11 @@ _COMPANIONS = (
 _CARRIED = ("rope_parameters", "rope_scaling", "rope_theta", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def plan(source: GGUF) -> list[tuple[Part, TensorToWrite]]:
+#: What a tensor must hold, by its GGUF name, and how it is written.
+Pair = tuple[Part, TensorToWrite]
+
+
+def plan(source: GGUF) -> list[Pair]:
     """Every tensor of the checkpoint: what it must hold, by its GGUF name, and how it is written.
 
     Raises:
@@ -71,7 +77,7 @@ def plan(source: GGUF) -> list[tuple[Part, TensorToWrite]]:
     return parts
 
 
-def write_checkpoint(source: GGUF, folder: Path, parts: list[tuple[Part, TensorToWrite]]) -> tuple[str, ...]:
+def write_checkpoint(source: GGUF, folder: Path, parts: list[Pair]) -> tuple[str, ...]:
     """Write a checkpoint into a new folder.
 
     Returns:
@@ -160,26 +166,37 @@ def _half_split(config: ModelConfig, name: str) -> Rows | None:
     return np.argsort(interleaved_order(heads[name], config.head_dim))
 
 
-def _float(source: GGUF, name: str, hf: str, order: Rows | None = None) -> tuple[Part, TensorToWrite]:
+def _float(source: GGUF, name: str, hf: str, order: Rows | None = None) -> Pair:
+    """A tensor of floats, as float32."""
     info = source.tensors.get(name)
-    if info is None or info.type not in _DTYPE_OF:
+    if info is None or info.type not in _ELEMENT:
         kind = "missing" if info is None else info.type.name
-        raise UsageError(f"{name} is {kind}; a checkpoint holds F32, F16 or BF16", where=source.path)
+        raise UsageError(f"{name} is {kind}; a checkpoint is made of F32, F16 or BF16", where=source.path)
     if f"{name.removesuffix('.weight')}.scale" in source.tensors:
         raise UsageError(f"{name} has a .scale beside it, which a checkpoint of floats cannot hold", where=source.path)
     shape, element = info.shape, _ELEMENT[info.type]
 
-    def make() -> NDArray[Any]:
-        values = source.raw(name).view(element).reshape(shape)
-        return values if order is None else values[order]
+    def stored() -> NDArray[Any]:
+        return source.raw(name).view(element).reshape(shape)
 
-    part = Part(name=name, shape=shape, type=info.type, source=name, make=lambda: source.raw(name))
-    return part, TensorToWrite(
-        name=f"{hf}.weight", dtype=_DTYPE_OF[info.type], shape=shape, data=lambda: iter((make(),))
+    def pieces() -> Iterator[NDArray[Any]]:
+        values = stored()
+        step = max(1, _PIECE // math.prod(shape[1:]))
+        for begin in range(0, shape[0], step):
+            rows = slice(begin, begin + step)
+            yield as_float32(values[rows] if order is None else values[order[rows]])
+
+    def expected() -> Callable[[slice], NDArray[np.float32]]:
+        values = stored()
+        return lambda rows: as_float32(values[rows])
+
+    part = Part(
+        name=name, shape=shape, type=GGMLType.F32, source=name, make=lambda: as_float32(stored()), expected=expected
     )
+    return part, TensorToWrite(name=f"{hf}.weight", dtype="F32", shape=shape, data=pieces)
 
 
-def _packed(matrix: MatrixSource, hf: str, order: Rows | None) -> Iterator[tuple[Part, TensorToWrite]]:
+def _packed(matrix: MatrixSource, hf: str, order: Rows | None) -> Iterator[Pair]:
     n_row, n_col = matrix.info.shape
     if n_row % ROWS_OF_A_CODE:
         raise UsageError(f"{matrix.info.name} has {n_row} rows, which are not a multiple of {ROWS_OF_A_CODE}")

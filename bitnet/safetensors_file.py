@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from bitnet.errors import ModelFileError, UsageError
+from bitnet.gguf import release_pages
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -103,6 +104,11 @@ class Shards:
                 "the file was changed after it was opened", where=entry.file, remedy="open the checkpoint again"
             )
         return self._maps[entry.file][entry.begin : entry.end]
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system; they are read again when they are needed."""
+        for data in self._maps.values():
+            release_pages(data)
 
     def _listed(self) -> dict[str, str]:
         """Shard of every tensor by the index; empty where there is one file and no index."""

@@ -191,6 +191,7 @@ class MatrixSource:
     def __post_init__(self) -> None:
         if self.floats is not None:
             self.exact = self.read()[2]
+            self.source.release()
 
     @property
     def beside(self) -> str:

@@ -8,12 +8,16 @@ from typing import Annotated
 
 import typer
 
+from bitnet.cli.convert import convert
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="BitNet b1.58 inference: ternary weights, int8 activations, the same bits on every thread count.",
 )
+
+app.command()(convert)
 
 ModelFile = Annotated[
     Path | None, typer.Option("--model", "-m", help="GGUF file.", envvar="BITNET_GGUF", show_envvar=True)
