@@ -34,12 +34,12 @@ def crossval(session: nox.Session) -> None:
         sys.exit(REFERENCE_UNAVAILABLE)  # the index or the network failed, not the comparison
     use_llama_cpp(session)
     before = modified(RECEIPT)
-    try:
-        run_and_exit(session, "crossval", "run", *session.posargs)
-    finally:
-        if modified(RECEIPT) != before:  # a comparison that failed is shown too, one that never ran is not
-            session.run("python", "-m", "reports", "build", str(RECEIPT), "--out", "build/crossval", log=False)
-            session.run("python", "-m", "reports", "table", str(RECEIPT), log=False)
+    code = code_of(session, "crossval", "run", *session.posargs)
+    if modified(RECEIPT) != before:  # a comparison that failed is shown too, one that never ran is not
+        built = code_of(session, "reports", "build", str(RECEIPT), "--out", "build/crossval")
+        shown = code_of(session, "reports", "table", str(RECEIPT))
+        code = code or built or shown
+    leave(code)
 
 
 @nox.session
@@ -71,7 +71,7 @@ def bench(session: nox.Session) -> None:
     """Measure the engine and llama.cpp side by side, in one run."""
     install(session)
     use_llama_cpp(session)
-    run_and_exit(session, "crossval", "bench", *session.posargs)
+    leave(code_of(session, "crossval", "bench", *session.posargs))
 
 
 @nox.session(default=False)
@@ -132,9 +132,16 @@ def modified(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def run_and_exit(session: nox.Session, *arguments: str) -> None:
-    """Run a command of the project; where nox would turn any failure into 1, leave with the command's own code."""
+def leave(code: int) -> None:
+    """End nox with a code of the design, unless all is well and other sessions may follow."""
+    if code:
+        sys.exit(code)
+
+
+def code_of(session: nox.Session, *arguments: str) -> int:
+    """Run a command of the project for its own exit code, where nox would turn any failure into 1."""
     try:
         session.run("python", "-m", *arguments)
     except CommandFailed as failure:
-        sys.exit(failure.return_code)
+        return failure.return_code or 1
+    return 0

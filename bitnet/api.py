@@ -132,7 +132,7 @@ def default_threads() -> int:
     """BITNET_NUM_THREADS, or the physical cores this process may use. Raises `UsageError` for nonsense."""
     asked = os.environ.get("BITNET_NUM_THREADS", "").strip()
     if asked:
-        if not asked.isdigit() or not 1 <= int(asked) <= 1024:
+        if not asked.isdecimal() or not 1 <= int(asked) <= 1024:
             raise UsageError(f"is {asked!r}", where="BITNET_NUM_THREADS", remedy="a number of threads, 1 to 1024")
         return int(asked)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

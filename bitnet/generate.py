@@ -26,7 +26,10 @@ PREFILL_CHUNK = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Wall seconds by phase, and the token counts that turn them into rates."""
+    """Wall seconds by phase, and the tokens evaluated in them, which turn them into rates.
+
+    The last token of a continuation is not evaluated, and the time that the reader of a stream takes is not counted.
+    """
 
     prefill_tokens: int
     prefill_seconds: float
@@ -35,7 +38,7 @@ class Timing:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens a second after the first one; 0 where nothing was decoded."""
+        """Tokens evaluated a second, one at a time; 0 where none was."""
         return self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0
 
 
@@ -84,9 +87,10 @@ class Decoder:
         began = time.perf_counter()
         logits = prefill(self.network, self.prompt_ids, cache) if n_new else None
         prefilled = time.perf_counter()
+        waited, decoded = 0.0, 0
         ids: list[int] = []
         pieces: list[str] = []
-        while logits is not None and len(ids) < n_new:
+        while logits is not None:
             token = sample(logits, (*self.prompt_ids, *ids), c, rng)
             if token in ends:
                 reason = "end_token"
@@ -95,11 +99,17 @@ class Decoder:
             piece = stream.feed(token)
             if piece:
                 pieces.append(piece)
+                handed = time.perf_counter()
                 yield piece
+                waited += time.perf_counter() - handed
             if stream.stopped:
                 reason = "stop_string"
                 break
-            logits = self.network.forward([token], cache, last_only=True)[0] if len(ids) < n_new else None
+            if len(ids) == n_new:
+                break
+            logits = self.network.forward([token], cache, last_only=True)[0]
+            decoded += 1
+        ended = time.perf_counter()
         rest = stream.finish()
         if rest:
             pieces.append(rest)
@@ -110,10 +120,10 @@ class Decoder:
             prompt_ids=self.prompt_ids,
             stop_reason=reason,
             timing=Timing(
-                prefill_tokens=len(self.prompt_ids),
+                prefill_tokens=len(self.prompt_ids) if n_new else 0,
                 prefill_seconds=prefilled - began,
-                decode_tokens=max(0, len(ids) - 1),
-                decode_seconds=time.perf_counter() - prefilled,
+                decode_tokens=decoded,
+                decode_seconds=ended - prefilled - waited,
             ),
         )
 

@@ -30,14 +30,17 @@ def sample(logits: Float32, seen: Sequence[int], config: GenerationConfig, rng: 
         rng: Drawn from once a sampled token.
 
     Raises:
-        BitNetError: No logit is a number.
+        BitNetError: No logit is a number, or one is +∞.
     """
     scores = _ranked(logits).astype(np.float64)
     if config.repetition_penalty != 1.0 and len(seen):
         ids = np.unique(np.asarray(seen, np.int64))
         penalised = scores[ids]
-        factor = np.where(penalised > 0, 1.0 / config.repetition_penalty, config.repetition_penalty)
-        scores[ids] = penalised * factor
+        with np.errstate(over="ignore"):
+            lowered = np.where(
+                penalised > 0, penalised / config.repetition_penalty, penalised * config.repetition_penalty
+            )
+        scores[ids] = np.where(np.isfinite(penalised), np.clip(lowered, -1e300, 1e300), penalised)
     if config.temperature == 0.0:
         return int(np.argmax(scores))
     order, probs = distribution(scores, config)
@@ -67,9 +70,10 @@ def distribution(
 def _ranked(logits: Float32) -> Float32:
     """The logits with NaN as −∞, and an infinite one (a larger fault than sampling can mend) refused."""
     clean = np.where(np.isnan(logits), np.float32(-np.inf), logits)
-    if not np.isfinite(clean.max(initial=-np.inf)):
+    largest = clean.max(initial=-np.inf)
+    if not np.isfinite(largest):
         raise BitNetError(
-            "no logit is a finite number, so no token can be chosen",
+            f"{'a logit is infinite' if largest > 0 else 'no logit is a finite number'}, so no token can be chosen",
             remedy="check the model with `python -m crossval run`; its weights or its numerics overflow",
         )
     return clean

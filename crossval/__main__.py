@@ -83,7 +83,7 @@ def run(
 
         written = climb(options, say, done)
     print(f"wrote {options.receipt}: {written.parity.lanes} lanes, {written.parity.status}")
-    raise typer.Exit(exit_code(written.lanes))
+    raise typer.Exit(exit_code(written))
 
 
 @app.command()

@@ -85,27 +85,27 @@ def explained(odd: Float32, contract: Float32, hypothesis: Float32) -> float:
 def attribute(
     model: Path,
     numerics: Mapping[str, str],
-    ids: tuple[int, ...],
-    taps: Mapping[TapKey, Float32],
+    locked: Request,
     located: TapKey,
+    odd: Float32,
 ) -> Cause:
     """Name the defect that reproduces an engine's value at the located operation.
 
     Args:
         model: The file, read by the contract.
         numerics: The odd engine's, as `Numerics`.
-        ids: Its input.
-        taps: Its captured intermediates.
+        locked: Ids, and the inputs of each operation.
         located: The first operation that was wrong.
+        odd: What the odd engine made of it, [n_token, width].
     """
-    request = Request(ids=ids, taps=True, lock=taps)
-    odd = taps[located]
-    contract = Oracle(str(model), numerics=numerics).run(request).taps[located]
+    contract = Oracle(str(model), numerics=numerics).run(locked).taps[located]
+    if not np.isfinite(odd).all():
+        return Cause(name="", explained=0.0, explanation="unexplained: the value is not a number, and no hypothesis is")
     scores: list[tuple[float, Hypothesis]] = []
     for hypothesis in HYPOTHESES:
         try:
             oracle = Oracle(str(model), numerics=numerics, semantics=Semantics(**hypothesis.changes))
-            value = oracle.run(request).taps.get(located)
+            value = oracle.run(locked).taps.get(located)
         except (ReferenceUnavailableError, ValueError):
             continue  # the hypothesis has no meaning for this model (no sub-norms to skip, code 3 in the file, …)
         if value is not None and value.shape == odd.shape:

@@ -18,6 +18,7 @@ from bitnet.kernels import instruction_set
 from bitnet.linear import TernaryMatrix
 from bitnet.sampler import greedy
 from bitnet.weights import Layer
+from crossval.metrics import ShapeMismatchError
 from reference.runner import Float32, Observation, ReferenceUnavailableError, Request, RunnerInfo, TapKey
 
 #: Taps that are projections → the field of `bitnet.weights.Layer` that holds their matrix, and the tap they read.
@@ -60,7 +61,16 @@ class EngineRunner:
         )
 
     def run(self, request: Request) -> Observation:
-        """Compute, replacing taps by `request.lock` after they are recorded."""
+        """Compute, replacing taps by `request.lock` after they are recorded.
+
+        Raises:
+            ShapeMismatchError: A lock has another shape than what it replaces; a kernel would read past its end.
+        """
+        for (name, layer), value in (request.lock or {}).items():
+            shape = len(request.ids), self._width(name)
+            if value.shape != shape:
+                where = name if layer < 0 else f"{name} of layer {layer}"
+                raise ShapeMismatchError(f"{where}: ours has shape {list(shape)}, theirs {list(value.shape)}")
         network, n = self.model.network, len(request.ids)
         cache = network.new_cache(n + request.n_greedy)
         recorded: dict[TapKey, list[Float32]] = {}
@@ -94,6 +104,17 @@ class EngineRunner:
             taps={key: np.concatenate(parts) for key, parts in recorded.items()},
             seconds={"prefill": prefilled - began, "decode": time.perf_counter() - prefilled},
         )
+
+    def _width(self, tap: str) -> int:
+        """Columns of a tap."""
+        c = self.model.config
+        if tap in ("q", "q_rope", "kqv_out", "attn_sub_norm"):
+            return c.n_head * c.head_dim
+        if tap in ("k", "v", "k_rope"):
+            return c.n_head_kv * c.head_dim
+        if tap in ("ffn_gate", "ffn_up", "ffn_act", "ffn_sub_norm"):
+            return c.n_ff
+        return c.n_vocab if tap == "result_output" else c.n_embd
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
         """Ids of a text. Raises `ReferenceUnavailableError` without a usable tokenizer."""

@@ -55,6 +55,8 @@ _ROUNDING = ("int8_token", "q8_k", "q8_0")
 
 #: Noise is measured between two computations, the comparison is between two others: allow their ratio to vary by this.
 NOISE_ALLOWANCE = 4.0
+#: No noise excuses more: the logits of unrelated models are 1.0 and more apart, in relative L2.
+LARGEST_LIMIT = 0.5
 
 
 def logits_median(activation: str, noise_median: float) -> Envelope:
@@ -95,5 +97,8 @@ def quality(noise: float) -> Envelope:
 def _over_noise(metric: str, base: float, why: str, noise: float) -> Envelope:
     if NOISE_ALLOWANCE * noise <= base:
         return Envelope(metric=metric, limit=base, reason=why)
+    if not NOISE_ALLOWANCE * noise <= LARGEST_LIMIT:
+        reason = f"the model shows a noise of {noise:.1e} against itself; unrelated logits are 1.0 apart"
+        return Envelope(metric=metric, limit=LARGEST_LIMIT, reason=reason)
     reason = f"{NOISE_ALLOWANCE:g} × the noise of {noise:.1e} that this model shows against itself in this run"
     return Envelope(metric=metric, limit=NOISE_ALLOWANCE * noise, reason=reason)

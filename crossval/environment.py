@@ -77,11 +77,19 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
 
 def command() -> str:
     """What was typed, without folders."""
-    return shlex.join(["python", "-m", "crossval", *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
+    return shlex.join(["python", "-m", "crossval", *map(_without_folders, sys.argv[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    flag, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return f"{flag}{equals}{Path(value).name if '/' in value else value}"
 
 
 def git_state(folder: Path) -> tuple[str, bool | None]:
-    """Commit of a checkout and whether it has changes; ("", None) outside one."""
+    """Commit of a checkout and whether it has changes; ("", None) where `folder` is not part of one.
+
+    A folder that lies in a checkout without belonging to it (an environment inside a project) is not part of it.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(  # noqa: S603  # fixed arguments
@@ -94,6 +102,7 @@ def git_state(folder: Path) -> tuple[str, bool | None]:
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", ".")
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return "", None

@@ -7,9 +7,11 @@ quality. A reference that cannot offer something is `unsupported` there, one tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
 from crossval.envelope import Envelope
 from crossval.lane import Forced, Lane
@@ -68,6 +70,10 @@ def _attempt(name: RungName, lane: Lane) -> Rung:
         return Rung(name=name, outcome="error", why=f"the reference failed: {error}")
     except ShapeMismatchError as error:
         return Rung(name=name, outcome="fail", why=f"the two sides answered in different shapes: {error}")
+    except ResourceLimitError:
+        raise  # of this machine, and of every lane: not a finding
+    except BitNetError as error:
+        return Rung(name=name, outcome="fail", why=f"the engine refused what the reference computed: {error.what}")
 
 
 def identity(lane: Lane) -> Rung:
@@ -81,6 +87,9 @@ def identity(lane: Lane) -> Rung:
     if not theirs.model_sha256:
         return Rung(name="identity", outcome="inconclusive", why="the reference does not say which file it ran on")
     same = theirs.model_sha256 == ours.model_sha256
+    if not same and "weights" not in lane.plan.required_rungs:
+        why = "the reference ran on another file, and its weights are not compared"
+        return Rung(name="identity", outcome="fail", why=why, compared=compared)
     if not same:
         original = lane.original.model.weights.digest()
         why += f"; it reads a copy of this model (decoded weights {original[:12]}), compared on the weights rung"
@@ -122,6 +131,8 @@ def weights(lane: Lane) -> Rung:
             continue
         ours = _scaled(lane.original, name)
         theirs = _scaled(lane.reference, name)
+        if ours.size != theirs.size:
+            raise ShapeMismatchError(f"{name}: ours has {ours.size} weights, theirs {theirs.size}")
         found = difference(ours.reshape(info.shape[0], -1), theirs.reshape(info.shape[0], -1))
         compared += 1
         if found.max_abs_err > worst:
@@ -153,7 +164,23 @@ def decode(lane: Lane) -> Rung:
     for c in _all(lane):
         parts.append((c, c.theirs[c.n_prompt :], c.ours[c.n_prompt :], c.n_prompt))
         parts.append((c, c.theirs_single, c.ours_single, 0))
-    return _compare_logits("decode", lane, [p for p in parts if len(p[1])])
+    rung = _compare_logits("decode", lane, [p for p in parts if len(p[1])])
+    if rung.outcome != "fail":
+        return rung
+    limit = envelope.logits_max(lane.numerics.activation, lane.numerics.head, lane.noise.largest)
+    split = [
+        side
+        for side, batch, single in (
+            ("the engine", [c.ours for c in _all(lane)], [c.ours_single for c in _all(lane)]),
+            ("the reference", [c.theirs for c in _all(lane)], [c.theirs_single for c in _all(lane)]),
+        )
+        if not all(
+            limit.holds(relative_l2(a[: len(b)], b).max(initial=0.0)) for a, b in zip(batch, single, strict=True)
+        )
+    ]
+    who = split[0] if len(split) == 1 else "each side"
+    told = f"; {who} differs from itself between a batch and single tokens" if split else ""
+    return replace(rung, why=rung.why + told)
 
 
 def _all(lane: Lane) -> list[Forced]:
@@ -183,7 +210,7 @@ def _compare_logits(
                     "rel_l2": float(rel),
                     "max_abs": float(largest),
                     "kl": float(kl),
-                    "top1_equal": bool(ours[i].argmax() == theirs[i].argmax()),
+                    "top1_equal": bool(np.isfinite(rel) and ours[i].argmax() == theirs[i].argmax()),
                     "margin": float(margin),
                     "floor": float(floor[i]),
                 }
@@ -204,7 +231,10 @@ def _compare_logits(
 
 
 def greedy(lane: Lane) -> Rung:
-    """The tokens each side chooses: freely, and at every step of the reference's own continuation."""
+    """The tokens each side chooses: freely, and at every step of the reference's own continuation.
+
+    Up to the first difference the engine has evaluated the same ids both ways, and owes the same choice.
+    """
     ties: list[NearTie] = []
     wrong, compared = 0, 0
     first = ""
@@ -212,14 +242,15 @@ def greedy(lane: Lane) -> Rung:
         free = lane.engine.run(Request(ids=c.case.ids, n_greedy=c.case.n_greedy)).generated
         ends = next((i for i, (a, b) in enumerate(zip(free, c.generated, strict=True)) if a != b), len(free))
         forced_choice = c.ours[c.n_prompt - 1 :].argmax(axis=1)
-        for step, (ours, theirs) in enumerate(zip(forced_choice, c.generated, strict=True)):
+        for step, (ours, theirs) in enumerate(zip(forced_choice.tolist(), c.generated, strict=True)):
             compared += 1
-            if int(ours) == theirs and not (step == ends and free[step] != theirs):
+            repeats = step > ends or free[step] == ours
+            if ours == theirs and repeats:
                 continue
-            chosen = int(ours) if int(ours) != theirs else free[step]
+            chosen = ours if ours != theirs else free[step]
             row = c.theirs[c.n_prompt - 1 + step].astype(np.float64)
             margin = float(row[theirs] - row[chosen])
-            if 0.0 <= margin <= lane.noise.margin:
+            if repeats and 0.0 <= margin <= lane.noise.margin:
                 position = c.n_prompt - 1 + step
                 ties.append(
                     NearTie(
@@ -233,13 +264,18 @@ def greedy(lane: Lane) -> Rung:
                 )
                 continue
             wrong += 1
-            first = first or f"{c.case.name}, step {step}: {chosen} for {theirs}, margin {margin:.2g}"
+            said = "" if repeats else f", though the engine itself chose {ours} on the same ids"
+            first = first or f"{c.case.name}, step {step}: {chosen} for {theirs}, margin {margin:.2g}{said}"
     why = f"{compared - len(ties)} of {compared} greedy tokens are equal"
     if ties:
         largest = max(tie.margin for tie in ties)
         why += f"; {len(ties)} near-tie(s): margins up to {largest:.1e} under a noise of {lane.noise.margin:.1e}"
     if wrong:
         why = f"{wrong} of {compared} greedy tokens differ by more than noise ({first})"
+    if ties and len(ties) == compared:
+        return Rung(
+            name="greedy", outcome="inconclusive", why=f"all {compared} tokens are near-ties", compared=compared
+        )
     return _judged("greedy", envelope.SAME_CHOICE, float(wrong), compared, why, tuple(ties))
 
 
@@ -247,13 +283,13 @@ def quality(lane: Lane) -> Rung:
     """Mean negative log-likelihood of one text."""
     if lane.quality_ids:
         request = Request(ids=lane.quality_ids)
-        pairs = [(lane.engine.run(request).logits, lane.reference.run(request).logits, lane.quality_ids)]
+        pairs = [(lane.engine.run(request).logits, lane.ask(request).logits, lane.quality_ids)]
         what = "the held-out text"
     else:
         pairs = [(c.ours, c.theirs, c.ids) for c in _all(lane)]
         what = "the prompts and their continuations"
-    ours = np.concatenate([negative_log_likelihood(mine, ids) for mine, _, ids in pairs])
-    theirs = np.concatenate([negative_log_likelihood(other, ids) for _, other, ids in pairs])
+    ours = np.concatenate([np.empty(0), *(negative_log_likelihood(mine, ids) for mine, _, ids in pairs)])
+    theirs = np.concatenate([np.empty(0), *(negative_log_likelihood(other, ids) for _, other, ids in pairs)])
     if not ours.size:
         return Rung(name="quality", outcome="inconclusive", why="the text has fewer than two tokens")
     measured = abs(float(ours.mean() - theirs.mean()))

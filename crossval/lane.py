@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 from bitnet.config import Numerics
 from crossval.case import Case
 from crossval.engine import EngineRunner
-from crossval.metrics import Float32
-from crossval.noise import SEEDS, Noise, perturbed
+from crossval.metrics import Float32, ShapeMismatchError
+from crossval.noise import SEEDS, Noise
 from crossval.plan import LanePlan
 from receipts.record import Located, Vote
 from reference.oracle import Oracle
-from reference.runner import Observation, Request, Runner, TapKey
+from reference.runner import Observation, ReferenceFailedError, Request, Runner
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Forced:
         theirs, ours: Logits [len(ids), n_vocab], the prompt in one batch, then single tokens.
         theirs_single, ours_single: The first of these ids, one at a time from the first on.
         generated: The reference's greedy tokens.
-        floor: Relative L2 by position of the self-comparisons of this case, the largest.
+        floor: Noise of the model itself by position, relative L2.
     """
 
     case: Case
@@ -64,7 +64,7 @@ class Lane:
         noise: Gathered as cases are run.
         operations, positions: Rows for the side tables.
         located: First wrong operation.
-        locked: Captured inputs of the case in which it was found.
+        locked: The request it was found in: ids, and what the reference fed each operation.
         votes: By rung.
         self_check: Question → (expected, found).
     """
@@ -81,7 +81,7 @@ class Lane:
     operations: list[Row] = field(default_factory=list)
     positions: list[Row] = field(default_factory=list)
     located: Located | None = None
-    locked: tuple[tuple[int, ...], Mapping[TapKey, Float32]] | None = None
+    locked: Request | None = None
     votes: list[Vote] = field(default_factory=list)
     self_check: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -112,25 +112,33 @@ class Lane:
             self._integer_oracle = Oracle(str(self.plan.engine_file))
         return self._integer_oracle
 
+    def ask(self, request: Request) -> Observation:
+        """Run the reference, and believe nothing: an answer to another question is no answer.
+
+        Raises:
+            ReferenceFailedError: It evaluated or generated ids that it was not asked for, or that do not exist.
+            ShapeMismatchError: Its logits do not have a row for every position, as wide as the vocabulary.
+        """
+        seen, n_vocab = self.reference.run(request), self.engine.model.config.n_vocab
+        if seen.ids != (*request.ids, *seen.generated) or len(seen.generated) != request.n_greedy:
+            raise ReferenceFailedError("it evaluated other ids than it was asked to")
+        if bad := [i for i in seen.generated if not 0 <= i < n_vocab]:
+            raise ReferenceFailedError(f"it generated token {bad[0]} from a vocabulary of {n_vocab}")
+        shape = (len(request.ids) + max(request.n_greedy - 1, 0), n_vocab)
+        if seen.logits.shape != shape:
+            raise ShapeMismatchError(f"ours has shape {list(shape)}, theirs {list(seen.logits.shape)}")
+        return seen
+
     def _forced(self, case: Case) -> Forced:
         n = len(case.ids)
         self.progress(f"{case.name}: {n} + {case.n_greedy} tokens")
-        free = self.reference.run(Request(ids=case.ids, n_greedy=case.n_greedy))
+        free = self.ask(Request(ids=case.ids, n_greedy=case.n_greedy))
         ids = case.ids + free.generated[:-1]
         ours = self.engine.run(Request(ids=ids, n_batch=n)).logits
         n_single = len(ids) if self.plan.subject.recording else min(len(ids), SINGLE_TOKENS)
         single = Request(ids=ids[:n_single], n_batch=1)
-        theirs_single, ours_single = self.reference.run(single).logits, self.engine.run(single).logits
-        floor = np.zeros(len(ids))
-        if not self._rounds_by_batch:
-            source = f"{self.reference.info.name} with itself, batch and one token at a time"
-            itself = self.noise.add(source, free.logits[:n_single], theirs_single, ids[:n_single])
-            floor[:n_single] = np.maximum(floor[:n_single], itself)
-        embd = self.engine.embedding(ids)
-        for seed in SEEDS:
-            moved: Observation = perturbed(self.engine, ids, n, seed, embd)
-            source = "the engine with itself, its embeddings moved by one unit in the last place"
-            floor = np.maximum(floor, self.noise.add(source, ours, moved.logits, ids))
+        theirs_single, ours_single = self.ask(single).logits, self.engine.run(single).logits
+        floor = self.noise.measure(self.oracle(), ids, SEEDS[:1] if self.plan.subject.large else SEEDS)
         return Forced(
             case=case,
             ids=ids,
@@ -142,8 +150,3 @@ class Lane:
             generated=free.generated,
             floor=floor,
         )
-
-    @property
-    def _rounds_by_batch(self) -> bool:
-        """Whether these numerics round differently in single-token steps: then batch against single is no noise."""
-        return "f16_decode" in (self.numerics.probs, self.numerics.head)

@@ -15,7 +15,14 @@ from crossval.engine import PROJECTIONS
 from crossval.lane import Lane
 from crossval.metrics import Float32, Float64, difference
 from receipts.record import Located, Rung, Vote
-from reference.runner import ReferenceUnavailableError, Request, TapKey, tap_order
+from reference.runner import (
+    Observation,
+    ReferenceFailedError,
+    ReferenceUnavailableError,
+    Request,
+    TapKey,
+    tap_order,
+)
 
 #: Prompt tokens whose intermediates are captured, and those captured again one token at a time.
 MAX_TOKENS = 48
@@ -28,15 +35,20 @@ Taps = Mapping[TapKey, Float32]
 
 def check_operations(lane: Lane) -> Rung:
     """Every captured operation of up to two prompts, in a batch and one token at a time."""
+    if not lane.cases:
+        return Rung(name="operations", outcome="inconclusive", why="there is no prompt to evaluate")
     checked = 0
     worst, worst_at = 0.0, ""
     unequal = 0
     sums = 0
+    covered: set[TapKey] = set()
     for name, request in _requests(lane):
         try:
-            theirs = lane.reference.run(request)
+            theirs = lane.ask(request)
         except ReferenceUnavailableError:
             continue  # a recording has the intermediates of one prompt only
+        covered |= set(theirs.taps)
+        _check_capture(theirs)
         lane.progress(f"operations of {name}")
         locked = Request(ids=request.ids, n_batch=request.n_batch, taps=True, lock=theirs.taps)
         ours = lane.engine.run(locked).taps
@@ -48,13 +60,27 @@ def check_operations(lane: Lane) -> Rung:
         unequal, sums = unequal + tried - equal, sums + tried
         if first is not None and lane.located is None:
             lane.located = first
-        if not lane.self_check:
+        if not lane.votes:
             _self_check(lane, ours, theirs.taps)
-            _vote(lane, locked, ours, theirs.taps)
+        if not lane.votes or lane.located is not None:
+            lane.votes = [_vote(lane, locked, ours, theirs.taps)]
         if lane.located is not None:
-            lane.locked = (request.ids, theirs.taps)
+            lane.locked = locked
             break
-    return _verdict(lane, checked, sums, unequal, worst, worst_at)
+    rung = _verdict(lane, checked, sums, unequal, worst, worst_at)
+    layers = set(range(lane.engine.model.config.n_layer)) - {layer for _, layer in covered}
+    if rung.outcome == "pass" and (layers or ("result_output", -1) not in covered):
+        missed = ", ".join([f"layer {il}" for il in sorted(layers)] or ["the head"])
+        why = f"{rung.why}; nothing was captured of {missed}"
+        return Rung(name="operations", outcome="inconclusive", why=why, compared=rung.compared)
+    return rung
+
+
+def _check_capture(seen: Observation) -> None:
+    """The head's tap and the logits are one thing: a reference that shows two is not showing what it computed."""
+    shown = seen.taps.get(("result_output", -1))
+    if shown is not None and not np.array_equal(shown, seen.logits, equal_nan=True):
+        raise ReferenceFailedError("its captured result_output is not the logits that it returned")
 
 
 def _requests(lane: Lane) -> list[tuple[str, Request]]:
@@ -116,8 +142,10 @@ def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located |
     for layer in range(lane.engine.model.config.n_layer):
         for tap, (_, sources) in PROJECTIONS.items():
             x = next((t[s, layer] for s in sources for t in (theirs, ours) if (s, layer) in t), None)
-            mine = None if x is None else lane.engine.integer_sums(tap, layer, x)
-            if x is None or mine is None:
+            if x is None or not np.isfinite(x).all():
+                continue  # NaN has no integer; `_compare` has failed it
+            mine = lane.engine.integer_sums(tap, layer, x)
+            if mine is None:
                 continue
             exact = lane.integer_oracle().integer_sums(tap, layer, x)
             tried += 1
@@ -140,7 +168,7 @@ def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located |
     return equal, tried, first
 
 
-def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
+def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
     """Engine, oracle and reference on the same inputs: who agrees with whom, over every captured operation."""
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
@@ -153,10 +181,7 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
 
     if third:
         word = "agrees" if agree("bitnet", lane.plan.reference) else "differs"
-        lane.votes.append(
-            Vote(rung="operations", witnesses={"bitnet": "agrees", lane.plan.reference: word})  # type: ignore[dict-item]  # two literals
-        )
-        return
+        return Vote(rung="operations", witnesses={"bitnet": "agrees", lane.plan.reference: word})  # type: ignore[dict-item]  # two literals
     pairs = [(a, b) for i, a in enumerate(named) for b in list(named)[i + 1 :] if agree(a, b)]
     friends = {name: sum(name in pair for pair in pairs) for name in named}
     alone = [name for name, n in friends.items() if n == 0]
@@ -165,7 +190,7 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> None:
         name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees"
         for name, n in friends.items()
     }
-    lane.votes.append(Vote(rung="operations", witnesses=witnesses, odd=odd))  # type: ignore[arg-type]  # two literals
+    return Vote(rung="operations", witnesses=witnesses, odd=odd)  # type: ignore[arg-type]  # two literals
 
 
 def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:

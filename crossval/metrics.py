@@ -100,21 +100,23 @@ def max_abs(ours: Float32, theirs: Float32) -> Float64:
     with np.errstate(invalid="ignore"):
         error = np.abs(a - b)
     error[~(np.isfinite(a) & np.isfinite(b))] = np.inf
-    return np.asarray(error.max(axis=1), np.float64)
+    return np.asarray(error.max(axis=1, initial=0.0), np.float64)
 
 
 def log_softmax(logits: Float32) -> Float64:
     """Log-probabilities by row, float64."""
     x = logits.astype(np.float64)
-    x = x - x.max(axis=1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), np.float64)
+    with np.errstate(invalid="ignore"):  # a row with NaN or infinity becomes NaN, which no limit holds
+        x = x - x.max(axis=1, keepdims=True, initial=-np.inf)
+        return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), np.float64)
 
 
 def kl_divergence(ours: Float32, theirs: Float32) -> Float64:
-    """KL(theirs ‖ ours) of the next-token distributions by row, nats; never below 0."""
+    """KL(theirs ‖ ours) of the next-token distributions by row, nats; never below 0, ∞ where a row is not finite."""
     _pair(ours, theirs)
     p, q = log_softmax(theirs), log_softmax(ours)
-    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0), np.float64)
+    found = np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
+    return np.asarray(np.where(np.isnan(found), np.inf, found), np.float64)
 
 
 def top1_margin(logits: Float32) -> Float64:

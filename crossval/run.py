@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 
 import bitnet
@@ -22,6 +23,7 @@ from crossval.engine import EngineRunner
 from crossval.environment import command, environment, git_state, now
 from crossval.lane import Lane, Row
 from crossval.locate import place
+from crossval.noise import HOW
 from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
 from receipts import assemble
 from receipts import record as r
@@ -101,6 +103,11 @@ class Run:
         )
         if not subjects:
             raise UsageError("there are no models to compare", where=o.fixtures, remedy="name one with --model")
+        names = [subject.name for subject in subjects]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UsageError(
+                f"two models are called {min(twice)!r}", where="--model", remedy="rename one, or compare them in turn"
+            )
         planned = [p for p in lanes(subjects, o.work / "models", shipped=not o.models) if o.only in p.name]
         if not planned:
             raise UsageError(f"no lane has {o.only!r} in its name", where="--only")
@@ -123,17 +130,27 @@ class Run:
         except ReferenceFailedError as error:
             return self._record(plan, None, ladder.failed_reference(f"the reference failed: {error}"))
         try:
-            return self._climb_with(plan, original, reference, info)
+            numerics = None if plan.as_default else Numerics.from_dict(info.numerics)
+            name, engine = self._engine_of(plan, numerics)
+        except UsageError as error:
+            reference.close()
+            return self._refused(plan, f"the engine has no such numerics as the reference declares: {error.what}")
+        try:
+            return self._climb_with(plan, original, reference, name, engine)
         finally:
             with suppress(ReferenceFailedError):
                 reference.close()
 
-    def _climb_with(self, plan: LanePlan, original: EngineRunner, reference: Runner, info: RunnerInfo) -> r.Lane:
-        numerics = None if plan.as_default else Numerics.from_dict(info.numerics)
+    def _engine_of(self, plan: LanePlan, numerics: Numerics | None) -> tuple[str, EngineRunner]:
+        """The engine on the file of a lane, and the name of that file in the receipt."""
         copied = plan.engine_file != plan.subject.path
         suffix = plan.engine_file.name.removesuffix(".gguf").rsplit(".", 1)[-1]
         name = f"{plan.subject.name}.{suffix}" if copied else plan.subject.name
-        engine = self._engine(name, plan.engine_file, numerics)
+        return name, self._engine(name, plan.engine_file, numerics)
+
+    def _climb_with(
+        self, plan: LanePlan, original: EngineRunner, reference: Runner, name: str, engine: EngineRunner
+    ) -> r.Lane:
         lane = Lane(
             plan=plan,
             engine=engine,
@@ -148,7 +165,7 @@ class Run:
         record = self._record(plan, lane, rungs, name)
         if plan.as_default:
             self.evidence.accuracy += evidence.accuracy_records(engine, lane.operations)
-        if self.options.measure and not any(rung.outcome == "error" for rung in rungs):
+        if self.options.measure and lane.cases and not any(rung.outcome == "error" for rung in rungs):
             self._measure(plan, lane)
         return record
 
@@ -232,7 +249,6 @@ class Run:
                 required=plan.required,
                 required_rungs=plan.required_rungs,
                 climbed=climb(rungs, plan.required_rungs),
-                known_deviation=_deviation(plan, None, None, None),
             )
         self._enter(plan, lane, model)
         failed = any(rung.outcome == "fail" for rung in rungs)
@@ -241,7 +257,7 @@ class Run:
         blame: Literal["engine", "reference"] | None = (
             "reference" if odd == plan.reference else "engine" if odd == "bitnet" else None
         )
-        cause = self._cause(plan, lane, located) if located is not None else None
+        cause = self._cause(plan, lane, located, blame) if located is not None else None
         noise = lane.noise
         return r.Lane(
             name=plan.name,
@@ -253,15 +269,13 @@ class Run:
             required=plan.required,
             required_rungs=plan.required_rungs,
             climbed=climb(rungs, plan.required_rungs),
-            noise_floor=r.NoiseFloor(
-                metric="median relative L2 of logits", value=noise.median, how="; ".join(noise.sources)
-            )
-            if noise.sources
+            noise_floor=r.NoiseFloor(metric="median relative L2 of logits", value=noise.median, how=HOW)
+            if noise.rel_l2
             else None,
             located=located,
             blame=blame,
             cause=cause,
-            known_deviation=_deviation(plan, located, blame, cause),
+            known_deviation=_deviation(plan, lane, located, blame, cause, rungs),
             votes=tuple(lane.votes),
         )
 
@@ -281,13 +295,15 @@ class Run:
         if any(lane.oracle_key in vote.witnesses for vote in lane.votes):
             e.references[lane.oracle_key] = _reference(lane.oracle_key, lane.oracle().info)
 
-    def _cause(self, plan: LanePlan, lane: Lane, located: r.Located) -> r.Cause | None:
-        """Why the odd side is wrong, where its own intermediates can be replayed."""
-        if lane.locked is None or located.integer:
+    def _cause(self, plan: LanePlan, lane: Lane, located: r.Located, blame: str | None) -> r.Cause | None:
+        """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""
+        if lane.locked is None or lane.locked.lock is None or located.integer:
             return None
-        self.say(f"{plan.name}: explaining {place(located.tap, located.layer)}")
-        ids, taps = lane.locked
-        return attribute(plan.subject.path, lane.numerics.to_dict(), ids, taps, (located.tap, located.layer))
+        key = located.tap, located.layer
+        self.say(f"{plan.name}: explaining {place(*key)}")
+        ours = blame == "engine" or lane.reference.info.family == "oracle"
+        odd = lane.engine.run(lane.locked).taps[key] if ours else lane.locked.lock[key]
+        return attribute(plan.subject.path, lane.numerics.to_dict(), lane.locked, key, odd)
 
     def _measure(self, plan: LanePlan, lane: Lane) -> None:
         """Speed against a live reference, and determinism once a model."""
@@ -306,7 +322,7 @@ class Run:
         if "TQ2_0" in plan.reference and not plan.impossible and not subject.large:
             self.say(f"{plan.name}: speed")
             engine = self._engine(subject.name, subject.path, None)
-            with suppress(ReferenceFailedError):
+            with suppress(ReferenceFailedError, ReferenceUnavailableError):
                 e.performance += evidence.speed(subject.name, engine, lane.reference, plan.reference, lane.cases[0].ids)
 
     # --- the receipt ----------------------------------------------------------------------------------------------
@@ -356,6 +372,8 @@ def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) ->
         ReceiptError: The receipt cannot be written; the old one is untouched.
     """
     started, began = now(), time.monotonic()
+    _usable(options.receipt.parent, "--receipt")
+    _usable(options.work, "--work")
     for path in options.models:
         load(path)  # a damaged model is refused before anything is computed
     this = Run(options, say)
@@ -366,19 +384,35 @@ def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) ->
     return this.receipt(started, time.monotonic() - began)
 
 
-def exit_code(lanes: Iterable[r.Lane]) -> int:
-    """0 if every required lane passed or deviates as declared; 1 if one failed; 4 if one could not be judged."""
-    required = [lane for lane in lanes if lane.required]
+def _usable(folder: Path, flag: str) -> None:
+    """Raise `UsageError` for a folder that cannot be written, before minutes are spent on what goes there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot be written ({error.strerror})", where=folder, remedy=f"name another place with {flag}"
+        ) from error
+
+
+def exit_code(receipt: r.Receipt) -> int:
+    """What the gate would say of a run: 0, 1 where something is wrong, 4 where something could not be judged.
+
+    Wrong are a required lane that failed, a declared deviation that was not found again, a kernel over its limit and
+    a result that changed between trials.
+    """
+    required = [lane for lane in receipt.lanes if lane.required]
     open_lanes = [lane for lane in required if lane.outcome != "pass" and not lane.deviates_as_declared]
-    stale = [lane for lane in lanes if lane.known_deviation is not None and not lane.deviates_as_declared]
-    if any(lane.outcome == "fail" for lane in open_lanes) or any(_judged(lane) for lane in stale):
+    wrong = (
+        any(lane.outcome == "fail" for lane in open_lanes)
+        or any(lane.known_deviation is not None and not lane.deviates_as_declared for lane in receipt.lanes)
+        or not all(kernel.passed for kernel in receipt.accuracy)
+        or not all(trial.equal for trial in receipt.determinism)
+    )
+    if wrong:
         return 1
     return 4 if open_lanes or not required else 0
-
-
-def _judged(lane: r.Lane) -> bool:
-    """Whether a lane came far enough for its declaration to be stale rather than untried."""
-    return lane.outcome in ("pass", "fail")
 
 
 def claims(lanes: Sequence[r.Lane]) -> r.Claims:
@@ -399,13 +433,21 @@ def claims(lanes: Sequence[r.Lane]) -> r.Claims:
 
 
 def _deviation(
-    plan: LanePlan, located: r.Located | None, blame: str | None, cause: r.Cause | None
+    plan: LanePlan,
+    lane: Lane,
+    located: r.Located | None,
+    blame: str | None,
+    cause: r.Cause | None,
+    rungs: tuple[r.Rung, ...],
 ) -> r.KnownDeviation | None:
+    """What became of a declaration; None where the reference ended before it could be tried."""
     declared = plan.deviation
-    if declared is None:
+    if declared is None or lane_outcome(rungs, plan.required_rungs) not in ("pass", "fail"):
         return None
+    wrong = {row["tap"] for row in lane.operations if row["outcome"] == "fail"}
     proven = (
-        located is not None
+        wrong == {declared.tap}  # a second fault must not hide behind a declared one
+        and located is not None
         and (located.tap, located.layer) == (declared.tap, declared.layer)
         and blame == "reference"
         and cause is not None

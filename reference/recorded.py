@@ -105,7 +105,7 @@ class Recorded:
             same_name = [e["sha256"] for e in manifest["models"].values() if e["file"] == Path(model).name]
             was = f"; the recorded {Path(model).name} was {same_name[0]}" if same_name else ""
             raise ReferenceUnavailableError(
-                f"nothing was recorded from {model}: its sha256 is {sha256}{was}",
+                f"nothing was recorded from {Path(model).name} (sha256 {sha256}){was}",
                 remedy=f"recorded models: {', '.join(e['file'] for e in manifest['models'].values())}",
             )
         self._model, entry = by_hash[sha256]

@@ -344,8 +344,10 @@ def test_attention_where_it_is_exact(module):
 def test_a_score_that_is_not_a_number_reaches_its_own_tokens_only(module):
     attention = Attention(1, n_token=4)
     clean = attention(module)
-    attention.cache[0][0, 2, 5] = np.nan  # a key of the first group at position 2
-    dirty = attention(module).reshape(4, 4, 32)
-    assert np.isnan(dirty[2:, :2]).all()
-    same_bits(dirty[:2], clean.reshape(4, 4, 32)[:2])
-    same_bits(dirty[:, 2:], clean.reshape(4, 4, 32)[:, 2:])
+    for key_or_value in (0, 1):
+        attention.cache[key_or_value][0, 2] = np.nan  # of the first group, at position 2
+        dirty = attention(module).reshape(4, 4, 32)
+        assert np.isnan(dirty[2:, :2]).all()
+        same_bits(dirty[:2], clean.reshape(4, 4, 32)[:2])
+        same_bits(dirty[:, 2:], clean.reshape(4, 4, 32)[:, 2:])
+        attention.cache[0][0, 2] = 0

@@ -25,17 +25,26 @@ _f32 = np.float32
 # its inverse scale overflows (below 4e-37) is a block of zeros.
 
 
+@_inline
+def _finite(bits, t, begin, end):
+    """Whether elements [begin, end) of row t are finite, by their bits: a loop without branches."""
+    largest = np.int32(0)
+    for i in range(begin, end):
+        largest = max(largest, np.int32(bits[t, i] & np.int32(0x7FFFFFFF)))
+    return largest < np.int32(0x7F800000)
+
+
 @kernel
 def quantise_int8_token(x, q, scale, total):
     """BitNet's own: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
+    bits = x.view(np.int32)
     for t in range(x.shape[0]):
-        largest, finite = 1e-5, True
-        for i in range(x.shape[1]):
-            largest = max(largest, abs(np.float64(x[t, i])))
-            finite &= np.isfinite(x[t, i])
-        if not finite:
+        if not _finite(bits, t, 0, x.shape[1]):
             q[t], scale[t], total[t] = 0, _f32(np.nan), 0
             continue
+        largest = 1e-5
+        for i in range(x.shape[1]):
+            largest = max(largest, abs(np.float64(x[t, i])))
         s = _f32(127.0 / largest)
         acc = np.int64(0)
         for i in range(x.shape[1]):
@@ -50,11 +59,12 @@ def quantise_int8_token(x, q, scale, total):
 @kernel
 def quantise_q8_k(x, q, scale, total):
     """Ggml's Q8_K: blocks of 256, inverse scale −127 / (the value of largest magnitude, with its sign)."""
+    bits = x.view(np.int32)
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 256):
-            signed, finite = _f32(0.0), True
+            finite = _finite(bits, t, 256 * b, 256 * b + 256)
+            signed = _f32(0.0)
             for i in range(256 * b, 256 * b + 256):
-                finite &= np.isfinite(x[t, i])
                 if abs(x[t, i]) > abs(signed):
                     signed = x[t, i]
             acc = np.int64(0)
@@ -74,12 +84,13 @@ def quantise_q8_k(x, q, scale, total):
 @kernel
 def quantise_q8_0(x, q, scale):
     """Ggml's Q8_0: blocks of 32, q = half-to-even(x · 127 / absmax), scale absmax / 127 rounded to binary16."""
+    bits = x.view(np.int32)
     for t in range(x.shape[0]):
         for b in range(x.shape[1] // 32):
-            largest, finite = _f32(0.0), True
+            finite = _finite(bits, t, 32 * b, 32 * b + 32)
+            largest = _f32(0.0)
             for i in range(32 * b, 32 * b + 32):
                 largest = max(largest, abs(x[t, i]))
-                finite &= np.isfinite(x[t, i])
             inverse = _f32(_f32(127.0) / largest)
             if finite and np.isfinite(inverse):
                 for i in range(32 * b, 32 * b + 32):

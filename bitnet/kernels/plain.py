@@ -195,11 +195,12 @@ def attention(
     n_head = q.shape[1] // width
     n_token = q.shape[0]
     heads, result = q.reshape(n_token, n_head, width), out.reshape(n_token, n_head, width)
-    hidden = np.arange(start + n_token) > start + np.arange(n_token)[:, None]
     for h in range(head, end):
         cache = slice(0, start + n_token)
         k, v = (_floats(c[h // (n_head // n_kv), cache]).astype(np.float64) for c in (keys, values))
-        scores = np.where(hidden, -np.inf, heads[:, h].astype(np.float64) @ k.T * scale)
-        p = np.exp(scores - scores.max(axis=1, keepdims=True))
-        p = (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
-        result[:, h] = (p.astype(np.float16) if round_probs else p).astype(np.float64) @ v
+        for t in range(n_token):  # one by one: a masked probability of 0 would still let NaN through
+            seen = slice(0, start + t + 1)
+            scores = k[seen] @ heads[t, h].astype(np.float64) * scale
+            p = np.exp(scores - scores.max())
+            p = (p / p.sum()).astype(np.float32)
+            result[t, h] = (p.astype(np.float16) if round_probs else p).astype(np.float64) @ v[seen]

@@ -1,0 +1,219 @@
+"""Locked operations: the first wrong one is located, the odd engine named, exact integers told from close floats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import liars
+import numpy as np
+import pytest
+from liars import Liar
+
+from crossval.engine import EngineRunner
+from crossval.locate import _nearest, _vote, place
+from crossval.plan import ORACLE_RUNGS
+from crossval.run import Run
+from reference.runner import Observation, Request
+from reference.semantics import Semantics
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """No continuation, and no search for causes: test_attribute has that."""
+    monkeypatch.setattr("crossval.run.N_GREEDY", 2)
+    monkeypatch.setattr("crossval.run.attribute", lambda *_: None)
+
+
+#: One changed field of the contract → where it must be found first.
+WRONG = {
+    "activation": ({"activation": "silu"}, "ffn_act", 0),
+    "rope style": ({"rope_style": "interleaved"}, "q_rope", 0),
+    "rope theta": ({"rope_theta_factor": 0.02}, "q_rope", 0),
+    "position": ({"position_offset": 1}, "q_rope", 0),
+    "epsilon": ({"rms_eps": 1e-3}, "attn_norm", 0),
+    "layer norm": ({"norm": "layernorm"}, "attn_norm", 0),
+    "no activation quantiser": ({"activation_quantised": False}, "q", 0),
+    "truncation": ({"activation_rounding": "truncate"}, "q", 0),
+    "one scale for all tokens": ({"activation_scale": "tensor"}, "q", 0),
+    "scale dropped": ({"weight_scale": "drop"}, "q", 0),
+    "scale divides": ({"weight_scale": "divide"}, "q", 0),
+    "re-ternarised": ({"reternarised": True}, "q", 0),
+    "packing": ({"unpack_order": "sequential"}, "q", 0),
+    "head grouping": ({"head_grouping": "stride"}, "kqv_out", 0),
+    "attention scale": ({"attention_scale_factor": 1.05}, "kqv_out", 0),
+    "not causal": ({"causal": False}, "kqv_out", 0),
+    "embedding scale": ({"embedding_scale": 2.0}, "embd", -1),
+    "logit scale": ({"logit_scale": 1.5}, "result_output", -1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_reference_is_located_and_blamed(tmp_path, name):
+    changes, tap, layer = WRONG[name]
+    reference = Liar(semantics=Semantics(**changes))
+    reference.shown = Liar().oracle  # its weights are shown as they should be: the operation gives it away
+    lane = liars.climb(reference, tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.tap, lane.located.layer) == (tap, layer)
+    assert lane.located.max_abs_err > lane.located.limit * lane.located.max_abs_ref
+    assert lane.located.positions
+    assert place(tap, layer) in lane.rung("operations").why
+    assert lane.blame == "reference"
+    [vote] = lane.votes
+    assert vote.odd == lane.reference
+    assert vote.witnesses == {"bitnet": "agrees", "oracle · liar": "agrees", lane.reference: "differs"}
+
+
+def test_skipped_sub_norms_are_located(tmp_path):
+    lane = liars.climb(Liar(semantics=Semantics(sub_norms=False)), tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.tap, lane.blame) == ("attn_out", "reference")
+
+
+def test_numerics_that_it_only_claims(tmp_path):
+    """It says float16 and computes int8."""
+    honest = Liar().info.numerics
+    lane = liars.climb(Liar(info={"numerics": {**honest, "activation": "f16"}}), tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("q", 0, "reference")
+
+
+def broken_engine(monkeypatch, **config):
+    """Every engine of the run computes something else than its file says."""
+
+    class Broken(EngineRunner):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.model.network.config = replace(self.model.network.config, **config)
+
+    monkeypatch.setattr("crossval.run.EngineRunner", Broken)
+
+
+def test_a_wrong_engine_is_blamed(tmp_path, monkeypatch):
+    broken_engine(monkeypatch, activation="silu")
+    lane = liars.climb(Liar(), tmp_path)
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("ffn_act", 0, "engine")
+    assert lane.votes[0].odd == "bitnet"
+
+
+def test_two_that_differ_have_no_majority(tmp_path, monkeypatch):
+    broken_engine(monkeypatch, activation="silu")
+    reference = liars.Oracle(str(liars.MODEL))
+    lane = liars.climb(reference, tmp_path, as_default=True, required_rungs=ORACLE_RUNGS)
+    assert (lane.located.tap, lane.blame) == ("ffn_act", None)
+    [vote] = lane.votes
+    assert vote.odd is None
+    assert vote.witnesses == {"bitnet": "agrees", lane.reference: "differs"}
+
+
+def test_when_all_three_differ_nobody_is_blamed(tmp_path, monkeypatch):
+    broken_engine(monkeypatch, activation="silu")
+    lane = liars.climb(Liar(semantics=Semantics(activation="gelu")), tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert lane.blame is None
+    assert set(lane.votes[0].witnesses.values()) == {"differs"}
+    assert lane.votes[0].odd is None
+
+
+def test_a_fault_of_single_tokens_alone_has_its_vote(tmp_path):
+    """The vote of the batch, in which all agreed, must not stand for it."""
+
+    def wrong(request: Request, seen: Observation) -> Observation:
+        if request.n_batch != 1 or not request.taps:
+            return seen
+        return replace(seen, taps={**seen.taps, ("ffn_up", 2): seen.taps["ffn_up", 2] * np.float32(1.001)})
+
+    lane = liars.climb(Liar(change=wrong), tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("ffn_up", 2, "reference")
+    assert len(lane.votes) == 1
+
+
+def test_unequal_integers_are_exact_faults(tmp_path, monkeypatch):
+    """Off by one in one sum: no float limit would see it among thousands."""
+
+    class Wraps(EngineRunner):
+        def integer_sums(self, tap, layer, x):
+            sums = super().integer_sums(tap, layer, x)
+            if (tap, layer) == ("attn_out", 1):
+                sums[2, 5] += 1
+            return sums
+
+    monkeypatch.setattr("crossval.run.EngineRunner", Wraps)
+    lane = liars.climb(Liar(), tmp_path)
+    rung = lane.rung("operations")
+    assert (rung.outcome, rung.measured, rung.limit) == ("fail", 1.0, 0.0)
+    assert "1 of 21 ternary × int8 products differ" in rung.why
+    assert lane.located.integer
+    assert (lane.located.tap, lane.located.layer, lane.located.worst_token, lane.located.worst_index) == (
+        "attn_out",
+        1,
+        2,
+        5,
+    )
+
+
+def test_nan_is_located_where_it_begins(tmp_path):
+    def poisoned(_: Request, seen: Observation) -> Observation:
+        if ("v", 1) not in seen.taps:
+            return seen
+        v = seen.taps["v", 1].copy()
+        v[1, 3] = np.nan
+        return replace(seen, taps={**seen.taps, ("v", 1): v})
+
+    lane = liars.climb(Liar(change=poisoned), tmp_path)
+    assert (lane.located.tap, lane.located.layer, lane.located.positions) == ("v", 1, (1,))
+    assert (lane.located.worst_token, lane.located.worst_index) == (1, 3)
+    assert lane.located.max_abs_err == np.finfo(np.float64).max
+    assert "differ from the exact integers" not in lane.rung("operations").why
+
+
+def test_what_a_reference_computes_is_asked_of_its_own_intermediates(tmp_path):
+    for semantics, question, expected, found in (
+        ({"activation": "silu"}, "activation", "relu2", "silu"),
+        ({"rope_style": "interleaved"}, "rotary style", "half_split", "interleaved"),
+        ({"logit_scale": 1.5}, "head", "token_embd.weight", "none of token_embd.weight"),
+    ):
+        run = Run(liars.options(tmp_path), liars.quiet)
+        run.climb(liars.plan(lambda s=semantics: Liar(semantics=Semantics(**s))))
+        checks = {c.question: c for c in run.evidence.references["liar · reference"].self_check}
+        assert (checks[question].expected, checks[question].found) == (expected, found)
+        assert [c.outcome for q, c in checks.items() if q != question] == ["pass", "pass"]
+        assert checks[question].outcome == "fail"
+
+
+def test_the_nearest_candidate_must_be_near():
+    value = np.ones((2, 2))
+    assert _nearest({"a": value * 1.001, "b": value * 1.005}, value) == "a"
+    assert _nearest({"a": value * 1.1, "b": value * 2}, value) == "none of a, b"
+    assert _nearest({"a": value, "b": value}, value * np.nan) == "none of a, b"
+
+
+@pytest.mark.parametrize(
+    ("ours", "oracle", "theirs", "odd", "words"),
+    [
+        (1.0, 1.0, 1.0, None, ("agrees", "agrees", "agrees")),
+        (1.0, 1.0, 2.0, "r", ("agrees", "agrees", "differs")),
+        (2.0, 1.0, 1.0, "bitnet", ("differs", "agrees", "agrees")),
+        (1.0, 2.0, 1.0, "o", ("agrees", "differs", "agrees")),
+        (1.0, 2.0, 3.0, None, ("differs", "differs", "differs")),
+        (1.0, 1.0 + 8e-7, 1.0 + 1.6e-6, None, ("differs", "agrees", "differs")),  # each is near the one between
+    ],
+)
+def test_every_constellation_of_three(ours, oracle, theirs, odd, words):
+    class Fake:
+        oracle_key = "o"
+        plan = type("P", (), {"reference": "r"})
+        reference = type("R", (), {"info": type("I", (), {"family": "x"})})
+
+        def oracle(self):
+            taps = {("q", 0): np.full((1, 1), oracle, np.float64)}
+            return type("O", (), {"run": lambda *_: Observation(ids=(), logits=np.empty(0), taps=taps)})()
+
+    vote = _vote(
+        Fake(),
+        Request(ids=(1,)),
+        {("q", 0): np.full((1, 1), ours, np.float64)},
+        {("q", 0): np.full((1, 1), theirs, np.float64)},
+    )
+    assert (vote.odd, tuple(vote.witnesses.values())) == (odd, words)
