@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+INTERRUPTED = "crossval: interrupted; the old receipt is untouched"
 _MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "unsupported": "unsupported", "inconclusive": "inconclusive"}
 
 
@@ -50,8 +51,9 @@ def run(
 
     Example: python -m crossval run --model model.gguf --only oracle
     """
-    from crossval.run import Options, exit_code
+    from crossval.run import Options
     from crossval.run import run as climb
+    from crossval.verdict import exit_code
 
     models = tuple(model or ([Path(os.environ["BITNET_GGUF"])] if os.environ.get("BITNET_GGUF") else []))
     options = Options(
@@ -81,7 +83,11 @@ def run(
             progress.update(task, completed=number, total=total)
             console.print(f"{number:>3}/{total} {_mark(lane):<14} {lane.name}", markup=False)
 
-        written = climb(options, say, done)
+        try:
+            written = climb(options, say, done)
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            raise typer.Exit(130) from None
     print(f"wrote {options.receipt}: {written.parity.lanes} lanes, {written.parity.status}")
     raise typer.Exit(exit_code(written))
 
@@ -117,7 +123,7 @@ def main() -> None:
         print(f"crossval: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("crossval: interrupted; the old receipt is untouched", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
 
 

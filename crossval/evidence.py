@@ -20,7 +20,7 @@ from crossval.lane import Row
 from crossval.metrics import Float32
 from receipts import ids_digest
 from receipts import record as r
-from reference.runner import Observation, Request, Runner
+from reference.runner import Observation, Request, Runner, RunnerInfo
 
 #: Repetitions of a timed run; the median is quoted.
 REPEATS = 3
@@ -88,6 +88,22 @@ def tokenizer_record(name: str, model: LoadedModel) -> r.TokenizerRecord | None:
         pre_source=t.pre_source,
         n_vocab=t.n_vocab,
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+    )
+
+
+def reference_record(key: str, info: RunnerInfo, self_check: tuple[r.SelfCheck, ...] = ()) -> r.Reference:
+    """Who answered, and what its self-check found."""
+    return r.Reference(
+        key=key,
+        name=info.name,
+        family=info.family,
+        version=info.version,
+        obtained=info.obtained,
+        library_sha256=info.library_sha256,
+        numerics=dict(info.numerics),
+        model_sha256=info.model_sha256,
+        detail=dict(info.detail),
+        self_check=self_check,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +25,17 @@ from crossval.lane import Lane, Row
 from crossval.locate import place
 from crossval.noise import HOW
 from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
+from crossval.verdict import claims, deviation
 from receipts import assemble
 from receipts import record as r
 from receipts import write as write_receipt
 from receipts.lanes import climb, lane_outcome
 from reference.recorded import Recorded
-from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Runner, RunnerInfo
+from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Runner
 
 #: Greedy tokens of a case, and tokens of the quality text; for models that are large, fewer.
 N_GREEDY, N_QUALITY = 24, 192
 N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
-#: A cause counts as proven for a declared deviation from this share of the difference on.
-DEVIATION_EXPLAINED = 0.99
 
 Say = Callable[[str], None]
 
@@ -158,7 +157,7 @@ class Run:
             reference=reference,
             cases=self._cases(plan.subject, engine, reference),
             texts=self._texts(plan, reference),
-            quality_ids=self._quality(plan.subject, engine),
+            quality_ids=self._quality(plan.subject, engine, reference),
             progress=lambda what: self.say(f"{plan.name}: {what}"),
         )
         rungs = ladder.climb(lane)
@@ -208,9 +207,9 @@ class Run:
         listed = tuple(json.loads(nasty.read_text("utf-8"))) if nasty.is_file() else ()
         return tuple(p.text for p in plan.subject.prompts) + listed
 
-    def _quality(self, subject: Subject, engine: EngineRunner) -> tuple[int, ...]:
-        if not subject.quality_text:
-            return ()
+    def _quality(self, subject: Subject, engine: EngineRunner, reference: Runner) -> tuple[int, ...]:
+        if not subject.quality_text or isinstance(reference, Recorded):
+            return ()  # the likelihood of the prompts and their continuations is compared instead
         limit = min(N_QUALITY_LARGE if subject.large else N_QUALITY, engine.model.config.n_ctx)
         with suppress(ReferenceUnavailableError):
             return engine.tokenize(subject.quality_text[: 20 * limit])[:limit]
@@ -275,7 +274,9 @@ class Run:
             located=located,
             blame=blame,
             cause=cause,
-            known_deviation=_deviation(plan, lane, located, blame, cause, rungs),
+            known_deviation=deviation(
+                plan.deviation, plan.required_rungs, lane.operations, located, blame, cause, rungs
+            ),
             votes=tuple(lane.votes),
         )
 
@@ -291,9 +292,9 @@ class Run:
             r.SelfCheck(question=q, expected=a, found=b, outcome="pass" if a == b else "fail")
             for q, (a, b) in lane.self_check.items()
         )
-        e.references[plan.reference] = _reference(plan.reference, lane.reference.info, checks)
+        e.references[plan.reference] = evidence.reference_record(plan.reference, lane.reference.info, checks)
         if any(lane.oracle_key in vote.witnesses for vote in lane.votes):
-            e.references[lane.oracle_key] = _reference(lane.oracle_key, lane.oracle().info)
+            e.references[lane.oracle_key] = evidence.reference_record(lane.oracle_key, lane.oracle().info)
 
     def _cause(self, plan: LanePlan, lane: Lane, located: r.Located, blame: str | None) -> r.Cause | None:
         """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""
@@ -394,82 +395,6 @@ def _usable(folder: Path, flag: str) -> None:
         raise UsageError(
             f"cannot be written ({error.strerror})", where=folder, remedy=f"name another place with {flag}"
         ) from error
-
-
-def exit_code(receipt: r.Receipt) -> int:
-    """What the gate would say of a run: 0, 1 where something is wrong, 4 where something could not be judged.
-
-    Wrong are a required lane that failed, a declared deviation that was not found again, a kernel over its limit and
-    a result that changed between trials.
-    """
-    required = [lane for lane in receipt.lanes if lane.required]
-    open_lanes = [lane for lane in required if lane.outcome != "pass" and not lane.deviates_as_declared]
-    wrong = (
-        any(lane.outcome == "fail" for lane in open_lanes)
-        or any(lane.known_deviation is not None and not lane.deviates_as_declared for lane in receipt.lanes)
-        or not all(kernel.passed for kernel in receipt.accuracy)
-        or not all(trial.equal for trial in receipt.determinism)
-    )
-    if wrong:
-        return 1
-    return 4 if open_lanes or not required else 0
-
-
-def claims(lanes: Sequence[r.Lane]) -> r.Claims:
-    """What the lanes support, and what they leave open."""
-    passed = [lane for lane in lanes if lane.required and lane.outcome == "pass"]
-    proven = [lane for lane in lanes if lane.deviates_as_declared]
-    supports = [
-        f"{lane.name}: every required rung up to {lane.climbed} held, on the cases listed" for lane in passed
-    ] + [f"{lane.name}: the reference deviates as declared ({lane.cause.name})" for lane in proven if lane.cause]
-    does_not = [
-        "nothing is shown of other models, other prompts, longer contexts or other machines",
-        "agreement is not quality: a model can be wrong in every engine alike",
-        "a recorded reference shows what was recorded, not what its build computes today",
-    ]
-    open_lanes = [lane for lane in lanes if lane.outcome != "pass" and not lane.deviates_as_declared]
-    does_not += [f"{lane.name}: {lane.outcome}" for lane in open_lanes]
-    return r.Claims(supports=tuple(supports), does_not=tuple(does_not))
-
-
-def _deviation(
-    plan: LanePlan,
-    lane: Lane,
-    located: r.Located | None,
-    blame: str | None,
-    cause: r.Cause | None,
-    rungs: tuple[r.Rung, ...],
-) -> r.KnownDeviation | None:
-    """What became of a declaration; None where the reference ended before it could be tried."""
-    declared = plan.deviation
-    if declared is None or lane_outcome(rungs, plan.required_rungs) not in ("pass", "fail"):
-        return None
-    wrong = {row["tap"] for row in lane.operations if row["outcome"] == "fail"}
-    proven = (
-        wrong == {declared.tap}  # a second fault must not hide behind a declared one
-        and located is not None
-        and (located.tap, located.layer) == (declared.tap, declared.layer)
-        and blame == "reference"
-        and cause is not None
-        and cause.name == declared.cause
-        and cause.explained >= DEVIATION_EXPLAINED
-    )
-    return r.KnownDeviation(name=declared.name, reason=declared.reason, status="proven" if proven else "stale")
-
-
-def _reference(key: str, info: RunnerInfo, self_check: tuple[r.SelfCheck, ...] = ()) -> r.Reference:
-    return r.Reference(
-        key=key,
-        name=info.name,
-        family=info.family,
-        version=info.version,
-        obtained=info.obtained,
-        library_sha256=info.library_sha256,
-        numerics=dict(info.numerics),
-        model_sha256=info.model_sha256,
-        detail=dict(info.detail),
-        self_check=self_check,
-    )
 
 
 def _finite(row: Row) -> Row:

@@ -161,6 +161,11 @@ def wrong_when_single_after(position: int) -> Callable[[Request, Observation], O
     return change
 
 
+def only_single(change: Callable[[Request, Observation], Observation]) -> Callable[[Request, Observation], Observation]:
+    """A change of answers without captures, one token at a time."""
+    return lambda request, seen: change(request, seen) if request.n_batch == 1 and not request.taps else seen
+
+
 class OffByOne(Liar):
     """Evaluates the ids after those it was asked for, and does not say so."""
 
@@ -178,7 +183,9 @@ class OtherIds(Liar):
 class OtherChoice(Liar):
     """Continues with a token that its own logits do not favour, and goes on from there as it should."""
 
-    at = 5
+    def __init__(self, *, at: int = 5) -> None:
+        super().__init__()
+        self.at = at
 
     def run(self, request: Request) -> Observation:
         if not request.n_greedy:

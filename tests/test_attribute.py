@@ -14,7 +14,8 @@ from liars import Liar
 from crossval.attribute import HYPOTHESES, NAMED_FROM, attribute, explained
 from crossval.engine import EngineRunner
 from crossval.plan import LLAMA_CPP_SILU
-from crossval.run import Run, exit_code
+from crossval.run import Run
+from crossval.verdict import exit_code
 from reference.oracle import Oracle
 from reference.runner import Request
 from reference.semantics import Semantics
