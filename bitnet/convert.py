@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from bitnet import hf_write
 from bitnet.architecture import CONTRACTS, read_config
-from bitnet.codecs import CODECS
+from bitnet.codecs import Codec, Layout
 from bitnet.config import ModelConfig
 from bitnet.errors import ModelFileError, TokenizerError, UsageError
+from bitnet.formats import read_formats
 from bitnet.gguf import GGUF, GGMLType, TensorData, write
 from bitnet.gguf_types import ValueType, tensor_bytes
 from bitnet.hf import Checkpoint, open_model
 from bitnet.master_weights import as_float32
 from bitnet.staging import staged
-from bitnet.transcode import FILE_TYPES, Part, metadata, plan
+from bitnet.transcode import FILE_TYPES, Part, Plan, plan
 
 #: Sees how far a conversion is: (`write` or `verify`, tensors done, tensors in all, the one at hand).
 Progress = Callable[[str, int, int, str], None]
@@ -110,13 +111,14 @@ def convert(
         parts = [part for part, tensor in pairs if not tensor.name.endswith("_scale")]
         size = sum(tensor.n_bytes for _, tensor in pairs)
     else:
-        parts = plan(opened, GGMLType[to.upper()])
+        planned, more = _plan_gguf(opened, GGMLType[to.upper()], arch, config)
+        parts = list(planned.parts)
         size = sum(tensor_bytes(part.type, part.shape) for part in parts)
     with staged(place, n_bytes=size + _HEADER_ROOM, force=force) as made:
         if to == "hf":
             more = hf_write.write_checkpoint(opened, made, _watched_pairs(pairs, opened, progress))
         else:
-            more = _write_gguf(opened, made, parts, GGMLType[to.upper()], arch, config, progress)
+            write(made, planned.metadata, _watched(parts, opened, progress), alignment=opened.alignment)
         n_verified = _verify(opened, open_model(made), parts, progress)
     return Conversion(
         source=Path(source),
@@ -157,29 +159,23 @@ def _master_losses(source: GGUF) -> tuple[str, ...]:
     return tuple(f"{name} is made ternary by mean|w|" for name in names)
 
 
-def _write_gguf(
-    source: GGUF,
-    path: Path,
-    parts: list[Part],
-    to: GGMLType,
-    arch: str | None,
-    config: ModelConfig,
-    progress: Progress,
-) -> tuple[str, ...]:
+def _plan_gguf(source: GGUF, to: GGMLType, arch: str | None, config: ModelConfig) -> tuple[Plan, tuple[str, ...]]:
+    """The plan of a GGUF, and what is to be told about it."""
     notices: list[str] = []
     try:
-        keys = metadata(source, to, arch)
+        planned = plan(source, to, arch=arch)
     except TokenizerError as error:
-        notices.append(f"no tokenizer is written: {error.what}")
         assert isinstance(source, Checkpoint)  # a GGUF's keys are read already
+        notices.append(f"no tokenizer is written: {error.what}")
         source.forget_tokenizer()
-        keys = metadata(source, to, arch)
+        planned = plan(source, to, arch=arch)
+    name = arch or config.arch
+    keys = dict(planned.metadata)
     if arch:  # the default of one name may be another's deviation
         keys[f"{arch}.hidden_activation"] = (ValueType.STRING, config.activation)
-    if keys.get(f"{arch or config.arch}.tie_word_embeddings") == (ValueType.BOOL, False):
-        notices.append(f"the head is not the embedding; other engines of {arch or config.arch} may ignore it")
-    write(path, keys, _watched(parts, source, progress), alignment=source.alignment)
-    return tuple(notices)
+    if keys.get(f"{name}.tie_word_embeddings") == (ValueType.BOOL, False):
+        notices.append(f"the head is not the embedding; other engines of {name} may ignore it")
+    return replace(planned, metadata=keys), tuple(notices)
 
 
 def _watched(parts: list[Part], source: GGUF, progress: Progress) -> Iterator[TensorData]:
@@ -215,6 +211,7 @@ def _verify(source: GGUF, target: GGUF, parts: list[Part], progress: Progress) -
         ModelFileError: A tensor is missing, or a weight differs.
     """
     compared = 0
+    table = read_formats(target, layout=Layout.X86).codecs
     for i, part in enumerate(parts):
         progress("verify", i, len(parts), part.name)
         found = target.tensors.get(part.name)
@@ -223,7 +220,7 @@ def _verify(source: GGUF, target: GGUF, parts: list[Part], progress: Progress) -
         if part.expected is None:
             _compare_bytes(part, target, source)
         else:
-            _compare_weights(part, target, part.expected())
+            _compare_weights(part, target, table, part.expected())
         compared += math.prod(part.shape)
         source.release()
         target.release()
@@ -241,8 +238,10 @@ def _compare_bytes(part: Part, target: GGUF, source: GGUF) -> None:
         target.release()
 
 
-def _compare_weights(part: Part, target: GGUF, due: Callable[[slice], NDArray[np.float32]]) -> None:
-    found = _weights(target, part.name)
+def _compare_weights(
+    part: Part, target: GGUF, table: Mapping[GGMLType, Codec], due: Callable[[slice], NDArray[np.float32]]
+) -> None:
+    found = _weights(target, part.name, table)
     n_row = part.shape[0]
     step = max(1, _COMPARED // math.prod(part.shape[1:]))
     for begin in range(0, n_row, step):
@@ -251,12 +250,12 @@ def _compare_weights(part: Part, target: GGUF, due: Callable[[slice], NDArray[np
             raise _differs(part, target, f"differs in rows {rows.start} to {rows.stop - 1}")
 
 
-def _weights(target: GGUF, name: str) -> Callable[[slice], NDArray[np.float32]]:
+def _weights(target: GGUF, name: str, table: Mapping[GGMLType, Codec]) -> Callable[[slice], NDArray[np.float32]]:
     """The weights of some rows, as the format of the target defines them."""
     info, raw = target.tensors[name], target.raw(name)
     beside = name.removesuffix(".weight") + ".scale"
     scale = np.float32(target.raw(beside).view(np.float32)[0]) if beside in target.tensors else np.float32(1)
-    unpack = CODECS[info.type].unpack
+    unpack = table[info.type].unpack
     if unpack is not None:
         return lambda rows: unpack(raw, info.shape, rows).dense() * scale
     values = raw.view(_STORED[info.type]).reshape(info.shape)

@@ -55,8 +55,11 @@ class GGUF:
             (tokens are bytes), `TypedArray` for arrays of arrays.
         types: Type of every key.
         tensors: By name, in the file's order.
+        made_here: Whether packed bytes are made by this engine as they are asked for, so that their layout is known.
         notices: What is odd but harmless: gaps, trailing bytes, padding that is not zero, types read by their size.
     """
+
+    made_here = False
 
     def __init__(self, path: Path, data: mmap.mmap, identity: tuple[int, ...]) -> None:
         header = parse(data, str(path))

@@ -77,6 +77,8 @@ class Checkpoint(GGUF):
         notices: What is worth telling about how it was read.
     """
 
+    made_here = True
+
     def __init__(self, folder: Path) -> None:
         values = read_json(folder / "config.json")
         self.path = folder

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.architecture import read_config
+from bitnet.codecs import CODECS
 from bitnet.config import ModelConfig
 from bitnet.errors import TokenizerError, UsageError
+from bitnet.formats import read_formats
 from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import EMBEDDING, HEAD, NORMS, OUTPUT_NORM, PROJECTIONS, Checkpoint, interleaved_order
 from bitnet.hf_tokenizer import write_tokenizer
@@ -152,7 +154,8 @@ def _shortest(value: float) -> float:
 
 def _matrices(source: GGUF, config: ModelConfig) -> dict[str, MatrixSource]:
     """The projections to pack; none for a Llama whose weights are ordinary floats."""
-    found = {name: m for name in source.tensors if (m := matrix_of(source, name)) is not None}
+    table = read_formats(source).codecs
+    found = {name: m for name in source.tensors if (m := matrix_of(source, name, table)) is not None}
     if not config.sub_norms and not any(matrix.exact for matrix in found.values()):
         return {}
     return found
@@ -205,7 +208,7 @@ def _packed(matrix: MatrixSource, hf: str, order: Rows | None) -> Iterator[Pair]
         trits = matrix.read()[1](slice(0, n_row))
         yield _pack(trits if order is None else trits[order])
 
-    part = matrix.part(GGMLType.I2_S)
+    part = matrix.part(CODECS[GGMLType.I2_S])
     yield (
         part,
         TensorToWrite(name=f"{hf}.weight", dtype="U8", shape=(n_row // ROWS_OF_A_CODE, n_col), data=make),

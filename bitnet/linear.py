@@ -53,12 +53,17 @@ class TernaryMatrix(Matrix):
     """2-bit codes in I2_S order, one scale a tensor, and block scales where the file has them.
 
     Attributes:
-        codes: [n_row, n_col / 4] uint8.
+        codes: [n_row, n_col / 4] uint8; rows are padded to whole groups of 128 with zero weights.
         block_scale: [n_row, n_col / 256] f32, or None where every one is 1.
     """
 
     codes: NDArray[np.uint8]
     block_scale: Float32 | None
+
+    @property
+    def width(self) -> int:
+        """Input width of the kernels: n_col, padded to whole groups of 128."""
+        return int(self.codes.shape[1]) * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,14 @@ class Activations:
     def __init__(self, x: Float32, module: ModuleType) -> None:
         self.x = np.ascontiguousarray(x, np.float32)
         self._kernels = module
+
+    @cached_property
+    def padded(self) -> Activations:
+        """The same, followed by zeros up to a whole group of 128: what padded rows are multiplied with."""
+        n_token, n = self.x.shape
+        x = np.zeros((n_token, -(-n // 128) * 128), np.float32)
+        x[:, :n] = self.x
+        return Activations(x, self._kernels)
 
     @cached_property
     def int8_token(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
@@ -178,6 +191,8 @@ class Backend:
             role: For the ledger.
         """
         out = np.empty((a.x.shape[0], matrix.n_row), np.float32)
+        if isinstance(matrix, TernaryMatrix) and matrix.width != matrix.n_col:
+            a = a.padded
         name, run = _multiply(self.kernels, matrix, a, how, out)
         self.split(matrix.n_row, out.size * matrix.n_col, run)
         if not isinstance(matrix, TernaryMatrix) and matrix.scale != 1:
@@ -194,7 +209,7 @@ class Backend:
     def integer_sums(self, matrix: TernaryMatrix, x: Float32) -> NDArray[np.int32]:
         """Exact sums of trits and int8-per-token activations, [n_token, n_row]."""
         a = self.activations(x)
-        q, _, total = a.int8_token
+        q, _, total = (a if matrix.width == matrix.n_col else a.padded).int8_token
         out = np.empty((x.shape[0], matrix.n_row), np.int32)
         self.split(
             matrix.n_row,

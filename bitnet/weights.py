@@ -8,15 +8,17 @@ error: the sub-norms of a model were once loaded and never used.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.codecs import CODECS, ternary_codes
+from bitnet.codecs import Codec, codec_of, ternary_codes
 from bitnet.config import ModelConfig
-from bitnet.errors import ModelFileError
+from bitnet.errors import BitNetError, ModelFileError
+from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF, GGMLType, TensorInfo
 from bitnet.linear import DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
 
@@ -26,7 +28,7 @@ _DENSE: dict[GGMLType, type[np.generic]] = {
     GGMLType.F16: np.uint16,
     GGMLType.BF16: np.int16,
 }
-_TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0)
+_VECTORS = (*_DENSE, GGMLType.F64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class Weights:
         embd: Token embedding [n_vocab, n_embd].
         head: Output head; the embedding itself where it is tied.
         rope_factors: [head_dim / 2] divisors of the rotary frequencies, or None.
+        formats: How the file's tensors are read.
         notices: What a user should know about how tensors were read.
     """
 
@@ -69,6 +72,7 @@ class Weights:
     output_norm: Float32
     head: Matrix
     rope_factors: Float32 | None
+    formats: Formats
     notices: tuple[str, ...]
 
     def projections(self) -> Iterator[Matrix]:
@@ -101,10 +105,12 @@ class Weights:
 class _Reader:
     """Takes tensors out of a file, remembering which were asked for."""
 
-    def __init__(self, gguf: GGUF) -> None:
+    def __init__(self, gguf: GGUF, formats: Formats) -> None:
         self.gguf = gguf
+        self.formats = formats
         self.consumed: set[str] = set()
-        self.notices: list[str] = []
+        self.notices: list[str] = list(formats.notices)
+        self.unpacked: Counter[str] = Counter()  # matrices by type that has no kernel
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
@@ -125,9 +131,9 @@ class _Reader:
     def vector(self, name: str, n: int) -> Float32:
         """A float vector, finite."""
         info = self._info(name, (n,))
-        if info.type not in _DENSE:
+        if info.type not in _VECTORS:
             raise ModelFileError(f"tensor {name} is {info.type.name}; a norm must be floats", where=self.gguf.path)
-        value = np.ascontiguousarray(CODECS[info.type].decode(self.gguf.raw(name), (1, n)).reshape(n), np.float32)
+        value = np.ascontiguousarray(self._decoded(info, (1, n)).reshape(n), np.float32)
         if not np.isfinite(value).all():
             raise ModelFileError(f"tensor {name} holds NaN or infinity", where=self.gguf.path)
         return value
@@ -138,7 +144,7 @@ class _Reader:
         info = self._info(name, (n_row, n_col))
         raw = self.gguf.raw(name)
         scale = self.vector(f"{base}.scale", 1)[0] if f"{base}.scale" in self.gguf.tensors else np.float32(1)
-        if info.type in _TERNARY:
+        if self._codec(info).ternary:
             return self._ternary(info, raw, scale)
         kept = {"name": name, "type_name": info.type.name, "n_row": n_row, "n_col": n_col, "n_bytes": info.n_bytes}
         if info.type in _DENSE:
@@ -149,15 +155,13 @@ class _Reader:
             codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(n_row, n_col)
             block_scale = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float32)
             return Int8Matrix(**kept, data=codes, block_scale=block_scale, scale=scale)  # type: ignore[arg-type]  # a mixed dict
-        return self._other(info, raw, scale)
+        return self._other(info, scale)
 
     def _ternary(self, info: TensorInfo, raw: NDArray[np.uint8], scale: np.float32) -> TernaryMatrix:
         try:
-            codes, tensor_scale, block_scale = ternary_codes(info.type, raw, info.shape)
-        except ModelFileError as error:
-            raise ModelFileError(
-                f"tensor {info.name}: {error.what}", where=self.gguf.path, remedy=error.remedy
-            ) from error
+            codes, tensor_scale, block_scale = ternary_codes(info.type, raw, info.shape, self.formats.codecs)
+        except BitNetError as error:
+            raise self._named(error, info) from error
         if block_scale is not None and (block_scale == 1).all():
             block_scale = None  # a lossless carrier: the scale is in the `.scale` tensor
         with np.errstate(over="ignore"):  # infinity is refused below
@@ -175,28 +179,35 @@ class _Reader:
             block_scale=block_scale,
         )
 
-    def _other(self, info: TensorInfo, raw: NDArray[np.uint8], scale: np.float32) -> DenseMatrix:
-        """Any type that the `gguf` package decodes, unpacked to float32 once."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        try:
-            kind = GGMLQuantizationType(int(info.type))
-            data = np.ascontiguousarray(dequantize(raw.reshape(info.shape[0], -1), kind), np.float32)
-        except (NotImplementedError, ValueError) as error:
-            raise ModelFileError(
-                f"tensor {info.name} has type {info.type.name}, which this engine cannot read", where=self.gguf.path
-            ) from error
-        self.notices.append(f"{info.name} ({info.type.name}) is unpacked to float32")
+    def _other(self, info: TensorInfo, scale: np.float32) -> DenseMatrix:
+        """A type without a kernel, unpacked to float32 once."""
+        data = np.ascontiguousarray(self._decoded(info, info.shape), np.float32)
+        self.unpacked[info.type.name] += 1
         return DenseMatrix(
             name=info.name,
             type_name=info.type.name,
             n_row=info.shape[0],
             n_col=info.shape[1],
             n_bytes=data.nbytes,
-            data=data.reshape(info.shape),
+            data=data,
             scale=scale,
         )
+
+    def _decoded(self, info: TensorInfo, shape: tuple[int, ...]) -> Float32:
+        try:
+            return self._codec(info).decode(self.gguf.raw(info.name), shape)
+        except BitNetError as error:
+            raise self._named(error, info) from error
+
+    def _codec(self, info: TensorInfo) -> Codec:
+        try:
+            return codec_of(info.type, self.formats.codecs)
+        except ModelFileError as error:
+            raise self._named(error, info) from error
+
+    def _named(self, error: BitNetError, info: TensorInfo) -> ModelFileError:
+        """A codec's error with the file and the tensor: whatever it is, the file is at fault."""
+        return ModelFileError(f"tensor {info.name}: {error.what}", where=self.gguf.path, remedy=error.remedy)
 
     def layer(self, il: int, c: ModelConfig) -> Layer:
         """The weights of layer `il`."""
@@ -219,13 +230,18 @@ class _Reader:
         )
 
 
-def read_weights(gguf: GGUF, config: ModelConfig) -> Weights:
+def read_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = None) -> Weights:
     """Every tensor of a file as the engine uses it.
 
+    Args:
+        gguf: The open file.
+        config: Its hyper-parameters.
+        formats: How its tensors are read; default what `read_formats` finds out.
+
     Raises:
-        ModelFileError: A tensor is missing, of the wrong shape, not finite, or used by nobody.
+        ModelFileError: A tensor is missing, of the wrong shape or type, damaged, not finite, or used by nobody.
     """
-    reader = _Reader(gguf)
+    reader = _Reader(gguf, formats or read_formats(gguf))
     embd = reader.matrix("token_embd", config.n_vocab, config.n_embd)
     layers = tuple(reader.layer(il, config) for il in range(config.n_layer))
     output_norm = reader.vector("output_norm.weight", config.n_embd)
@@ -239,11 +255,13 @@ def read_weights(gguf: GGUF, config: ModelConfig) -> Weights:
             where=gguf.path,
             remedy="the architecture name may be wrong, or the file belongs to another engine",
         )
+    notices = [f"{n} tensor(s) of {name} are unpacked to float32" for name, n in sorted(reader.unpacked.items())]
     return Weights(
         embd=embd,
         layers=layers,
         output_norm=output_norm,
         head=head,
         rope_factors=rope_factors,
-        notices=tuple(reader.notices),
+        formats=reader.formats,
+        notices=(*reader.notices, *notices),
     )

@@ -111,6 +111,23 @@ def bench(
     console.print(compare(models, FIXTURES, Path("build/crossval/models"), repeats=repeats, n_threads=threads))
 
 
+@app.command()
+def accuracy(
+    device: Annotated[str, typer.Option(help="Kernels to measure: cpu (compiled) or plain (numpy).")] = "cpu",
+) -> None:
+    """Measure what each ternary format costs, on dense and on ternary weights, against the oracle; print the parts.
+
+    Exit codes: 0 every format is within its envelope; 1 one is not.
+
+    Example: python -m crossval accuracy
+    """
+    from crossval.accuracy import accuracy_table, all_accuracies
+
+    rows = all_accuracies(device)
+    Console(highlight=False).print(accuracy_table(rows))
+    raise typer.Exit(0 if all(r.passed for r in rows) else 1)
+
+
 def _mark(lane: Lane) -> str:
     return "as declared" if lane.deviates_as_declared else _MARKS[lane.outcome]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import bitnet
-from bitnet.codecs import CODECS
+from bitnet.codecs import codec_of
 from bitnet.config import Numerics
 from bitnet.errors import TokenizerError
 from bitnet.kernels import instruction_set
@@ -128,7 +128,7 @@ class EngineRunner:
         gguf = self.model.gguf
         info = gguf.tensors[name]
         shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
-        return CODECS[info.type].decode(gguf.raw(name), shape)
+        return codec_of(info.type, self.model.weights.formats.codecs).decode(gguf.raw(name), shape)
 
     def integer_sums(self, tap: str, layer: int, x: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None:
         """Exact ternary × int8 sums of one projection, or None where its weights are not ternary."""

@@ -50,6 +50,28 @@ SAME_CHOICE = Envelope(
     reason="where the margin exceeds the measured noise, greedy decoding has one right answer",
 )
 
+#: A product with quantised weights against the oracle's with the same weights and activations, by weight type.
+QUANTISED_PRODUCT = {
+    name: Envelope(
+        metric="mean squared error of a product / mean square of the oracle's",
+        limit=limit,
+        reason=reason,
+    )
+    for name, limit, reason in (
+        ("I2_S", 1e-5, "what users of I2_S are promised; exact sums and float32 scaling measure 1e-15"),
+        ("TL1", 1e-4, "bitnet.cpp's tables of TL1 hold int8 sums; this engine's sums are exact and measure 1e-15"),
+        ("TL2", 1e-4, "bitnet.cpp's tables of TL2 hold int8 sums; this engine's sums are exact and measure 1e-15"),
+        ("TQ1_0", 1e-5, "the same integers as I2_S in another container"),
+        ("TQ2_0", 1e-5, "the same integers as I2_S in another container"),
+    )
+}
+
+TERNARY_KEPT = Envelope(
+    metric="mean squared error of ternarised weights / their mean square",
+    limit=0.0,
+    reason="weights that are ternary already are taken as they are",
+)
+
 #: Activation quantisers that round to integers: one float32 difference flips a rounding, and the flip spreads.
 _ROUNDING = ("int8_token", "q8_k", "q8_0")
 

@@ -1,8 +1,8 @@
 """Weights as the oracle reads them: straight from the formats' specifications, by its own plain code.
 
-An independent witness must not decode with the engine's codecs. I2_S is written here from its layout; TQ1_0, TQ2_0
-and Q8_0 are left to the `gguf` package; F32, F16 and BF16 are views. Ternary tensors come out as small integers with
-their scales beside them, so that products with int8 activations can be exact.
+An independent witness must not decode with the engine's codecs. I2_S is written here from its layout, TL1 and TL2 in
+`tables`; TQ1_0, TQ2_0 and Q8_0 are left to the `gguf` package; F32, F16 and BF16 are views. Ternary tensors come out as
+small integers with their scales beside them, so that products with int8 activations can be exact.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from bitnet.gguf import GGUF
+from reference import tables
 from reference.runner import ReferenceUnavailableError
 from reference.semantics import Semantics
 
@@ -106,6 +107,10 @@ def decode(gguf: GGUF, name: str, semantics: Semantics, *, wide: bool = False) -
         codes = unpack_i2_s(raw[: rows * columns // 4], semantics.unpack_order)
         values = _weights_of(codes, semantics, name).reshape(rows, columns)
         scale = np.float32(raw[-_I2_S_TAIL : -_I2_S_TAIL + 4].view("<f4")[0])
+    elif kind in ("TL1", "TL2"):
+        read = tables.tl1 if kind == "TL1" else tables.tl2
+        trits, scale = read(raw, rows, columns, tables.tiling(gguf, rows, columns))
+        values = _weights_of(trits + 1, semantics, name)
     elif kind in _TQ_BYTES:
         trits, block_scale = _decode_tq(raw, kind, rows, columns)
         values = _weights_of(trits + 1, semantics, name)
@@ -168,5 +173,5 @@ def _decode_dense(raw: NDArray[np.uint8], kind: str, name: str) -> Float32:
         return decoded.astype(np.float32)
     raise ReferenceUnavailableError(
         f"{name}: the oracle has no plain decoder for {kind}",
-        remedy="it reads I2_S, TQ1_0, TQ2_0, Q8_0, F32, F16 and BF16",
+        remedy="it reads I2_S, TL1, TL2, TQ1_0, TQ2_0, Q8_0, F32, F16 and BF16",
     )

@@ -16,6 +16,8 @@ from hypothesis.extra import numpy as hnp
 from bitnet.codecs import (
     CODECS,
     Ternary,
+    Tile,
+    codecs,
     pack_i2_s,
     pack_tq1_0,
     pack_tq2_0,
@@ -31,7 +33,7 @@ from bitnet.gguf import GGMLType, read
 I2_S, TQ1_0, TQ2_0 = GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0
 TERNARY = (I2_S, TQ1_0, TQ2_0)
 PACK = {I2_S: lambda trits: pack_i2_s(trits, 1.0), TQ1_0: pack_tq1_0, TQ2_0: pack_tq2_0}
-SHARED = [t for t in CODECS if t is not I2_S]  # the gguf package knows these
+SHARED = (GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0, TQ1_0, TQ2_0)  # the gguf package encodes these
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 
 by_name = {"ids": lambda t: t.name}
@@ -182,7 +184,8 @@ def test_what_bitnet_cpp_reads_is_encoded_to_the_same_bytes(name):
 @repeatable
 @given(values=weights)
 def test_encodes_and_decodes_as_the_gguf_package(type_, values):
-    theirs = gguf.quants.quantize(values, peer(type_)).view(np.uint8)
+    with np.errstate(all="ignore"):  # their quantisers overflow where a block is all but zero
+        theirs = gguf.quants.quantize(values, peer(type_)).view(np.uint8)
     ours = CODECS[type_].encode(values)
     np.testing.assert_array_equal(ours, theirs.reshape(-1))
     np.testing.assert_array_equal(
@@ -288,13 +291,14 @@ def test_sizes_and_scales_are_checked():
 
 @pytest.mark.parametrize("type_", CODECS, **by_name)
 def test_every_format_checks_its_size_and_shape(type_):
-    codec = CODECS[type_]
-    raw = codec.encode(np.ones((2, 256), np.float32))
-    assert len(raw) == codec.n_bytes((2, 256))
+    tile = Tile(32, 96, 32) if type_ is GGMLType.TL2 else Tile(32, 32, 32)
+    codec = codecs(tiles={(type_, 32, 256): tile})[type_]
+    raw = np.zeros(codec.n_bytes((32, 256)), np.uint8)
+    assert codec.decode(raw, (32, 256)).shape == (32, 256)
     with pytest.raises(ModelFileError, match="bytes, not"):
-        codec.decode(raw[:-1], (2, 256))
+        codec.decode(raw[:-1], (32, 256))
     with pytest.raises(ModelFileError, match="bytes, not"):
-        codec.decode(np.append(raw, np.uint8(0)), (2, 256))
+        codec.decode(np.append(raw, np.uint8(0)), (32, 256))
     for shape in ((0, 256), (), (2, 255) if codec.block > 1 else (2, -1)):
         with pytest.raises(UsageError, match="does not suit"):
             codec.n_bytes(shape)

@@ -93,7 +93,7 @@ def test_a_users_model_that_was_not_recorded_and_cannot_be_copied(tmp_path):
     }
     refused = planned["i2_s · llama.cpp TQ2_0"]
     assert not refused.required
-    assert "TQ2_0 takes rows of a multiple of 256" in refused.impossible
+    assert "cannot be TQ2_0: its rows of 640 are not a multiple of 256" in refused.impossible
     recorded = planned["i2_s · bitnet.cpp (recorded)"]
     assert not recorded.required
     assert "nothing was recorded" in recorded.impossible

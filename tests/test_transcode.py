@@ -11,14 +11,16 @@ from model_edits import edited, with_tail_scale
 
 import bitnet
 from bitnet import transcode as transcoding
-from bitnet.codecs import CODECS, Ternary
+from bitnet.codecs import CODECS, Ternary, Tile
 from bitnet.config import Numerics
 from bitnet.errors import GGUFError, UsageError
+from bitnet.formats import KERNEL_CONFIG_KEY, read_formats
 from bitnet.gguf import GGMLType, TensorData, read, write
-from bitnet.transcode import FILE_TYPES, transcode
+from bitnet.transcode import FILE_TYPES, SCALE_BESIDE, transcode
 
 I2_S, TQ1_0, TQ2_0, F32 = GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.F32
-TERNARY = (I2_S, TQ1_0, TQ2_0)
+TL1, TL2 = GGMLType.TL1, GGMLType.TL2
+TERNARY = (I2_S, TQ1_0, TQ2_0, TL1, TL2)
 SOURCE = golden_models.model("b158_a")
 Q = "blk.0.attn_q.weight"
 
@@ -26,12 +28,13 @@ Q = "blk.0.attn_q.weight"
 def decoded(path):
     """Every tensor as float32 with its `.scale` multiplied in; scales themselves left out."""
     file = read(path)
+    table = read_formats(file).codecs
     out = {}
     for name, info in file.tensors.items():
         if name.endswith(".scale"):
             continue
         shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
-        value = CODECS[info.type].decode(file.raw(name), shape)
+        value = table[info.type].decode(file.raw(name), shape)
         beside = name.removesuffix(".weight") + ".scale"
         out[name] = value * file.raw(beside).view(np.float32)[0] if beside in file.tensors else value
     return out
@@ -71,7 +74,7 @@ def test_every_direction_is_lossless(tmp_path, via, to):
     assert file.metadata["general.file_type"] == FILE_TYPES[to]
     scales = [n for n in file.tensors if n.endswith(".scale")]
     n_layer = file.metadata["bitnet-b1.58.block_count"]
-    assert len(scales) == (7 * n_layer if to in (TQ1_0, TQ2_0) else 0)
+    assert len(scales) == (7 * n_layer if to in SCALE_BESIDE else 0)
     assert all(file.tensors[n].type == F32 and file.tensors[n].shape == (1,) for n in scales)
     if to in (TQ1_0, TQ2_0):
         unpacked = CODECS[to].unpack(file.raw(Q), file.tensors[Q].shape, None)
@@ -96,7 +99,7 @@ def test_a_path_of_several_steps_ends_where_it_began(tmp_path, kind, to):
 
 def test_the_engine_computes_the_same_logits_from_every_copy(tmp_path):
     expected = bitnet.load(SOURCE, n_threads=1, device="plain").logits([1, 2, 3])
-    for to in (TQ1_0, TQ2_0):
+    for to in (TQ1_0, TQ2_0, TL1, TL2):
         copy = transcode(read(SOURCE), tmp_path / f"{to.name}.gguf", to)
         assert np.array_equal(bitnet.load(copy, n_threads=1, device="plain").logits([1, 2, 3]), expected)
     dense = bitnet.load(transcode(read(SOURCE), tmp_path / "f32.gguf", F32), n_threads=1)
@@ -163,13 +166,33 @@ def test_block_scales_that_differ(tmp_path):
 def test_rows_that_do_not_suit(tmp_path):
     source = small(tmp_path / "s.gguf", trits(2, 384))
     for to in (TQ1_0, TQ2_0):
-        refused(source, tmp_path / "t.gguf", to, f"{to.name} takes rows of a multiple of 256; w.weight has 384")
+        refused(
+            source, tmp_path / "t.gguf", to, f"w.weight cannot be {to.name}: its rows of 384 are not a multiple of 256"
+        )
     assert same(source.path, transcode(source, tmp_path / "f.gguf", F32))
 
 
-@pytest.mark.parametrize("to", [GGMLType.F16, GGMLType.Q8_0, GGMLType.TL1])
+def test_tiles_are_those_asked_for_then_the_known_ones_and_are_kept_in_the_file(tmp_path):
+    source = small(tmp_path / "s.gguf", trits(64, 512))
+    for tiles, config in (
+        (None, "bm = 64\nbk = 192\nbmm = 32\n"),
+        ({(TL2, 64, 512): Tile(32, 96, 32)}, "bm = 32\nbk = 96\nbmm = 32\n"),
+    ):
+        copy = transcode(source, tmp_path / "t.gguf", TL2, tiles=tiles)
+        assert read(copy).metadata[KERNEL_CONFIG_KEY] == f"[Kernels_0]\nm = 64\nk = 512\n{config}"
+        assert same(source.path, copy)
+    assert KERNEL_CONFIG_KEY not in read(transcode(read(copy), tmp_path / "i.gguf", I2_S)).metadata
+    known = read(transcode(small(tmp_path / "s.gguf", trits(1536, 1536)), tmp_path / "t.gguf", TL1))
+    assert known.metadata[KERNEL_CONFIG_KEY].endswith("bm = 128\nbk = 64\nbmm = 64\n")
+    with pytest.raises(UsageError, match="does not divide 64 rows"):
+        transcode(source, tmp_path / "t.gguf", TL2, tiles={(TL2, 64, 512): Tile(96, 96, 32)})
+    refused(small(tmp_path / "s.gguf", trits(48, 512)), tmp_path / "u.gguf", TL1, "no tile of TL1 suits")
+
+
+@pytest.mark.parametrize("to", [GGMLType.BF16, GGMLType.Q8_0, GGMLType.IQ2_S])
 def test_types_that_would_lose_something(tmp_path, to):
-    refused(read(SOURCE), tmp_path / "t.gguf", to, f"cannot transcode to {to.name}\n.*F32, TQ1_0, TQ2_0, I2_S")
+    known = "F32, F16, TQ1_0, TQ2_0, TL1, TL2, I2_S"
+    refused(read(SOURCE), tmp_path / "t.gguf", to, f"cannot transcode to {to.name}\n.*{known}")
 
 
 def test_scales_that_are_none(tmp_path):
@@ -192,13 +215,13 @@ def test_a_fault_on_the_way_leaves_the_old_file(tmp_path, monkeypatch):
     target.write_bytes(b"the old file")
     calls = []
 
-    def failing(values):
-        calls.append(values.shape)
+    def failing(**fields):
+        calls.append(fields)
         if len(calls) == 3:
             raise ZeroDivisionError
-        return np.zeros(values.size // 256 * 66, np.uint8)
+        return Ternary(**fields)
 
-    monkeypatch.setattr(transcoding, "pack_tq2_0", failing)
+    monkeypatch.setattr(transcoding, "Ternary", failing)
     with pytest.raises(ZeroDivisionError):
         transcode(read(SOURCE), target, TQ2_0)
     assert len(calls) == 3

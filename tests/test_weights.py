@@ -212,7 +212,7 @@ def test_types_without_a_kernel_are_unpacked_and_it_is_said(tmp_path):
     raw = quants.quantize(values, GGMLQuantizationType.Q4_0)
     packed = TensorData(name=Q, shape=(256, 256), type=GGMLType.Q4_0, data=raw.reshape(-1))
     w = weights(edited(SOURCE, tmp_path / "m.gguf", tensors={Q: packed}))
-    assert w.notices == (f"{Q} (Q4_0) is unpacked to float32",)
+    assert w.notices[-1] == "1 tensor(s) of Q4_0 are unpacked to float32"
     assert np.array_equal(w.layers[0].q.data, quants.dequantize(raw, GGMLQuantizationType.Q4_0))
 
 

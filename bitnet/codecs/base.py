@@ -17,8 +17,12 @@ Raw = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 Trits = NDArray[np.int8]
 Byte = TypeVar("Byte", np.uint8, np.int8)
+#: What kernels take: codes [n_row, n_col / 4] in the order of I2_S, rows padded to whole groups of 128 by zero weights;
+#: the scale of the tensor; block scales [n_row, n_col / 256] or None.
+Codes = tuple[Raw, float, Float32 | None]
 
 BLOCK_SCALE = 256  # elements that share a scale in TQ1_0 and TQ2_0
+TAILED = (GGMLType.I2_S, GGMLType.TL1, GGMLType.TL2)  # bitnet.cpp's: the scale comes after the codes
 _CHUNK = 1 << 18  # weights worked on at a time: temporaries stay in the second-level cache
 
 
@@ -56,12 +60,14 @@ class Codec:
         decode: (raw bytes, shape) → weights of that shape, f32.
         encode: weights [n_row, n_col] f32, or a `Ternary` for the ternary formats → bytes.
         unpack: Ternary formats: (raw bytes, shape, rows) → `Ternary` of those rows.
+        codes: Ternary formats: (raw bytes, shape) → `Codes`, checked.
     """
 
     type: GGMLType
     decode: Callable[[Raw, Sequence[int]], Float32]
     encode: Callable[[Float32 | Ternary], Raw]
     unpack: Callable[[Raw, Sequence[int], slice | None], Ternary] | None = None
+    codes: Callable[[Raw, Sequence[int]], Codes] | None = None
 
     @property
     def ternary(self) -> bool:
@@ -95,20 +101,85 @@ def matrix_rows(type_: GGMLType, raw: Raw, shape: Sequence[int], rows: slice | N
         UsageError: The shape does not suit the type, or `rows` has a step.
     """
     n_row, n_col = matrix_shape(type_, shape)
+    flat = flat_bytes(type_, raw, shape)
+    block, size = BLOCKS[type_]
+    row_bytes = n_col // block * size
+    return flat[: n_row * row_bytes].reshape(n_row, row_bytes)[row_range(rows, n_row)]
+
+
+def flat_bytes(type_: GGMLType, raw: Raw, shape: Sequence[int]) -> Raw:
+    """All bytes of a tensor, in one dimension. Raises `ModelFileError` where they are not as many as are due."""
+    matrix_shape(type_, shape)
     due = tensor_bytes(type_, shape)
     flat = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
     if len(flat) != due:
-        tail = type_ is GGMLType.I2_S and len(flat) == due - SCALE_TAIL
+        tail = type_ in TAILED and len(flat) == due - SCALE_TAIL
         raise ModelFileError(
             f"{type_.name} of shape {list(shape)} takes {due} bytes, not {len(flat)}"
             + ("; its scale is missing" if tail else ""),
             remedy="the file is damaged or was packed by another engine; convert it again",
         )
-    if rows is not None and rows.step not in (None, 1):
+    return flat
+
+
+def row_range(rows: slice | None, n_row: int) -> slice:
+    """Rows as begin and end. Raises `UsageError` where they have a step."""
+    begin, end, step = (rows or slice(None)).indices(n_row)
+    if step != 1:
         raise UsageError(f"rows are {rows}", remedy="give a slice without a step")
-    block, size = BLOCKS[type_]
-    row_bytes = n_col // block * size
-    return flat[: n_row * row_bytes].reshape(n_row, row_bytes)[rows or slice(None)]
+    return slice(begin, max(begin, end))
+
+
+def read_scale(type_: GGMLType, raw: Raw) -> float:
+    """The scale in the tail of a tensor. Raises `ModelFileError` where it is not finite."""
+    scale = float(np.frombuffer(np.ascontiguousarray(raw).reshape(-1)[-SCALE_TAIL:][:4].tobytes(), "<f4")[0])
+    if not np.isfinite(scale):
+        article = "an" if type_ is GGMLType.I2_S else "a"
+        raise ModelFileError(
+            f"the scale of {article} {type_.name} tensor is {scale}",
+            remedy="the file is damaged; download or convert it again",
+        )
+    return scale
+
+
+def put_scale(raw: Raw, scale: float) -> None:
+    """Write the scale into the tail of a tensor. Raises `UsageError` where float32 cannot hold it."""
+    with np.errstate(over="ignore"):
+        stored = np.float32(scale)
+    if not np.isfinite(stored):
+        raise UsageError(f"the scale is {scale}", remedy="look for the fault where it was made")
+    raw[-SCALE_TAIL:][:4] = np.frombuffer(stored.astype("<f4").tobytes(), np.uint8)
+
+
+def one_scale(weights: Float32 | Ternary, type_: GGMLType) -> tuple[Trits, float]:
+    """Trits and scale for a format with one scale a tensor.
+
+    Raises:
+        UsageError: There are block scales, or the matrix is not ternary: it has more than one magnitude.
+    """
+    if isinstance(weights, Ternary):
+        if weights.block_scale is not None:
+            raise UsageError(f"{type_.name} has one scale a tensor, not one a block", remedy="use TQ2_0 or TQ1_0")
+        return weights.trits, 1.0 if weights.scale is None else weights.scale
+    found = as_ternary(check_finite(weights))
+    if found is None:
+        raise UsageError(
+            "the matrix is not ternary: it has more than one magnitude",
+            remedy="quantise it first: scale = mean|w|, trit = clip(round(w / scale), -1, 1)",
+        )
+    return found
+
+
+def as_ternary(dense: Float32) -> tuple[Trits, float] | None:
+    """Trits and scale of a finite matrix whose non-zero weights have one magnitude; None for any other."""
+    scale = np.abs(dense).max()
+    trits = np.empty(dense.shape, np.int8)
+    for part in chunks(*dense.shape):
+        signs = np.sign(dense[part])
+        if not np.array_equal(dense[part], signs * scale):
+            return None
+        trits[part] = signs
+    return trits, float(scale)
 
 
 def chunks(n_row: int, n_col: int) -> Iterator[slice]:

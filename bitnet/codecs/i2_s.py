@@ -1,29 +1,42 @@
-"""I2_S, bitnet.cpp's main format in its x86 layout: two bits a weight and one float32 scale a tensor.
+"""I2_S, bitnet.cpp's main format: two bits a weight and one float32 scale a tensor, in three layouts.
 
-128 weights lie in 32 bytes: byte b holds elements b, b + 32, b + 64 and b + 96 in bits 7-6, 5-4, 3-2 and 1-0.
-Codes 0, 1 and 2 mean −1, 0 and +1; code 3 means nothing, though bitnet.cpp's dot product would count it as +2.
-After the codes come the scale and 28 bytes of padding.
+Codes 0, 1 and 2 mean −1, 0 and +1; code 3 means nothing, though bitnet.cpp's dot product would count it as +2. A byte
+holds four weights, the first in bits 7-6. Which four, depends on the machine that wrote the file:
+
+- `X86`: 128 weights lie in 32 bytes; byte b holds elements b, b + 32, b + 64 and b + 96.
+- `ARM`: 64 weights lie in 16 bytes; byte b holds elements b, b + 16, b + 32 and b + 48.
+- `ROWS`: byte c of four rows holds column c of each (x86 builds without activation parallelism).
+
+After the codes come the scale and 28 bytes of padding. Nothing in a file names its layout; `bitnet.evidence` finds it.
+Kernels take the order of X86, so that the usual file is not even copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
+from functools import partial
 
 import numpy as np
 
 from bitnet.codecs.base import (
     Codec,
+    Codes,
     Float32,
     Raw,
     Ternary,
     Trits,
-    check_finite,
     check_trits,
     chunks,
     column_group,
+    flat_bytes,
     matrix_rows,
     matrix_shape,
+    one_scale,
     put_column_group,
+    put_scale,
+    read_scale,
+    row_range,
 )
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf_types import SCALE_TAIL, GGMLType
@@ -35,37 +48,58 @@ _LOW_BITS = np.uint64(0x5555555555555555)
 _SCAN = 1 << 20  # bytes of codes looked at together
 
 
-def unpack_i2_s(raw: Raw, shape: Sequence[int], rows: slice | None = None) -> Ternary:
+class Layout(Enum):
+    """Which four weights share a byte."""
+
+    X86 = "x86: 128 weights in 32 bytes"
+    ARM = "ARM: 64 weights in 16 bytes"
+    ROWS = "4 rows in a byte"
+
+
+def unpack_i2_s(raw: Raw, shape: Sequence[int], rows: slice | None = None, *, layout: Layout = Layout.X86) -> Ternary:
     """Trits [rows, n_col] and the scale.
 
     Raises:
         ModelFileError: Wrong size, code 3, or a scale that is not finite.
+        UsageError: `ROWS`, and the number of rows is not a multiple of four.
     """
-    codes = matrix_rows(_TYPE, raw, shape, rows)
-    check_codes(codes)
-    return Ternary(trits=codes_to_trits(codes), scale=read_scale(raw))
+    if layout is Layout.X86:
+        codes = matrix_rows(_TYPE, raw, shape, rows)
+        check_codes(codes)
+        return Ternary(trits=codes_to_trits(codes), scale=read_scale(_TYPE, raw))
+    n_row, n_col = _checked_shape(shape, layout)
+    wanted = row_range(rows, n_row)
+    first, last = wanted.start // 4 * 4, min(n_row, -(-wanted.stop // 4) * 4)  # rows come in fours
+    packed = flat_bytes(_TYPE, raw, shape)[first * n_col // 4 : last * n_col // 4]
+    check_codes(packed.reshape(last - first, n_col // 4))
+    trits = _foreign_trits(packed, last - first, n_col, layout)
+    return Ternary(trits=trits[wanted.start - first : wanted.stop - first], scale=read_scale(_TYPE, raw))
 
 
-def pack_i2_s(trits: Trits, scale: float) -> Raw:
+def pack_i2_s(trits: Trits, scale: float, *, layout: Layout = Layout.X86) -> Raw:
     """The bytes of a tensor: codes, scale, padding. Raises `UsageError` unless trits are −1, 0 and 1."""
     trits = check_trits(trits, 128)
-    stored = np.float32(scale)
-    if not np.isfinite(stored):
-        raise UsageError(f"the scale is {scale}", remedy="look for the fault where it was made")
+    _checked_shape(trits.shape, layout)
     raw = np.zeros(trits.size // 4 + SCALE_TAIL, np.uint8)
-    raw[:-SCALE_TAIL] = trits_to_codes(trits).reshape(-1)
-    raw[-SCALE_TAIL:][:4] = np.frombuffer(stored.astype("<f4").tobytes(), np.uint8)
+    put_scale(raw, scale)
+    codes = trits_to_codes(trits) if layout is Layout.X86 else _foreign_codes(trits, layout)
+    raw[:-SCALE_TAIL] = codes.reshape(-1)
     return raw
 
 
-def read_scale(raw: Raw) -> float:
-    """The scale in the tail of a tensor. Raises `ModelFileError` where it is not finite."""
-    scale = float(np.frombuffer(np.ascontiguousarray(raw).reshape(-1)[-SCALE_TAIL:][:4].tobytes(), "<f4")[0])
-    if not np.isfinite(scale):
-        raise ModelFileError(
-            f"the scale of an I2_S tensor is {scale}", remedy="the file is damaged; download or convert it again"
-        )
-    return scale
+def kernel_codes(raw: Raw, shape: Sequence[int], *, layout: Layout = Layout.X86) -> Codes:
+    """Checked codes in the order of X86 (a view of `raw` where that is its layout), the scale, and None."""
+    n_row, n_col = _checked_shape(shape, layout)
+    if layout is Layout.X86:
+        codes = matrix_rows(_TYPE, raw, shape)
+        check_codes(codes)
+        return codes, read_scale(_TYPE, raw), None
+    codes = np.empty((n_row, n_col // 4), np.uint8)
+    step = 4 * max(1, _SCAN // n_col)
+    for begin in range(0, n_row, step):
+        part = slice(begin, begin + step)
+        codes[part] = trits_to_codes(unpack_i2_s(raw, shape, part, layout=layout).trits)
+    return codes, read_scale(_TYPE, raw), None
 
 
 def codes_to_trits(codes: Raw) -> Trits:
@@ -106,31 +140,51 @@ def check_codes(codes: Raw) -> None:
             row, col = divmod(element, codes.shape[1] * 4)
             raise ModelFileError(
                 f"code 3 at element {element} (row {row}, column {col}), which is no ternary weight",
-                remedy="the file is damaged, or packed in another layout of its type (ARM, or 4 rows a byte)",
+                remedy="the file is damaged: no layout of its type has this code; download or convert it again",
             )
 
 
-def decode(raw: Raw, shape: Sequence[int]) -> Float32:
-    """Weights of `shape`, f32."""
-    matrix_shape(_TYPE, shape)
-    return unpack_i2_s(raw, shape).dense().reshape(shape)
+def codec(layout: Layout = Layout.X86) -> Codec:
+    """I2_S in a layout."""
+
+    def decode(raw: Raw, shape: Sequence[int]) -> Float32:
+        matrix_shape(_TYPE, shape)
+        return unpack_i2_s(raw, shape, layout=layout).dense().reshape(shape)
+
+    def encode(weights: Float32 | Ternary) -> Raw:
+        return pack_i2_s(*one_scale(weights, _TYPE), layout=layout)
+
+    return Codec(
+        type=_TYPE,
+        decode=decode,
+        encode=encode,
+        unpack=partial(unpack_i2_s, layout=layout),
+        codes=partial(kernel_codes, layout=layout),
+    )
 
 
-def encode(weights: Float32 | Ternary) -> Raw:
-    """Bytes of a matrix that is ternary already. Raises `UsageError` where it has more than one magnitude."""
-    if isinstance(weights, Ternary):
-        if weights.block_scale is not None:
-            raise UsageError("I2_S has one scale a tensor, not one a block", remedy="use TQ2_0 or TQ1_0")
-        return pack_i2_s(weights.trits, 1.0 if weights.scale is None else weights.scale)
-    dense = check_finite(weights)
-    scale = float(np.abs(dense).max())
-    trits = np.sign(dense).astype(np.int8)
-    if not np.array_equal(np.abs(dense), np.abs(trits) * np.float32(scale)):
-        raise UsageError(
-            "the matrix is not ternary: it has more than one magnitude",
-            remedy="quantise it first: scale = mean|w|, trit = clip(round(w / scale), -1, 1)",
-        )
-    return pack_i2_s(trits, scale)
+def _checked_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
+    n_row, n_col = matrix_shape(_TYPE, shape)
+    if layout is Layout.ROWS and n_row % 4:
+        raise UsageError(f"{n_row} rows are not a multiple of 4", remedy="use the layout of x86")
+    return n_row, n_col
 
 
-CODEC = Codec(type=_TYPE, decode=decode, encode=encode, unpack=unpack_i2_s)
+def _foreign_trits(packed: Raw, n_row: int, n_col: int, layout: Layout) -> Trits:
+    planes = np.stack([(packed >> shift) & 3 for shift in _SHIFTS]).view(np.int8)
+    planes -= 1
+    width = n_col if layout is Layout.ROWS else 16
+    return np.ascontiguousarray(planes.reshape(4, len(packed) // width, width).transpose(1, 0, 2)).reshape(n_row, n_col)
+
+
+def _foreign_codes(trits: Trits, layout: Layout) -> Raw:
+    width = trits.shape[1] if layout is Layout.ROWS else 16
+    digits = (trits + np.int8(1)).view(np.uint8).reshape(-1, 4, width)
+    packed = digits[:, 0].copy()
+    for i in range(1, 4):
+        packed <<= 2
+        packed |= digits[:, i]
+    return packed
+
+
+CODEC = codec()

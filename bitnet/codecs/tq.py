@@ -17,6 +17,7 @@ import numpy as np
 from bitnet.codecs.base import (
     BLOCK_SCALE,
     Codec,
+    Codes,
     Float32,
     Raw,
     Ternary,
@@ -216,15 +217,21 @@ def _encode(weights: Float32 | Ternary, *, one: bool) -> Raw:
     return pack(*_quantise(weights))
 
 
+def _with_unit_scale(found: tuple[Raw, Float32]) -> Codes:
+    return found[0], 1.0, found[1]
+
+
 TQ1_0 = Codec(
     type=GGMLType.TQ1_0,
     decode=lambda raw, shape: unpack_tq1_0(raw, shape).dense().reshape(shape),
     encode=lambda weights: _encode(weights, one=True),
     unpack=unpack_tq1_0,
+    codes=lambda raw, shape: _with_unit_scale(tq1_0_codes(raw, shape)),
 )
 TQ2_0 = Codec(
     type=GGMLType.TQ2_0,
     decode=lambda raw, shape: unpack_tq2_0(raw, shape).dense().reshape(shape),
     encode=lambda weights: _encode(weights, one=False),
     unpack=unpack_tq2_0,
+    codes=lambda raw, shape: _with_unit_scale(tq2_0_codes(raw, shape)),
 )
