@@ -220,7 +220,7 @@ def _verify(source: GGUF, target: GGUF, parts: list[Part], progress: Progress) -
         if part.expected is None:
             _compare_bytes(part, target, source)
         else:
-            _compare_weights(part, target, table, part.expected())
+            _compare_weights(part, target, table, source, part.expected())
         compared += math.prod(part.shape)
         source.release()
         target.release()
@@ -239,7 +239,11 @@ def _compare_bytes(part: Part, target: GGUF, source: GGUF) -> None:
 
 
 def _compare_weights(
-    part: Part, target: GGUF, table: Mapping[GGMLType, Codec], due: Callable[[slice], NDArray[np.float32]]
+    part: Part,
+    target: GGUF,
+    table: Mapping[GGMLType, Codec],
+    source: GGUF,
+    due: Callable[[slice], NDArray[np.float32]],
 ) -> None:
     found = _weights(target, part.name, table)
     n_row = part.shape[0]
@@ -248,6 +252,8 @@ def _compare_weights(
         rows = slice(begin, min(begin + step, n_row))
         if not np.array_equal(due(rows), found(rows)):
             raise _differs(part, target, f"differs in rows {rows.start} to {rows.stop - 1}")
+        source.release()
+        target.release()
 
 
 def _weights(target: GGUF, name: str, table: Mapping[GGMLType, Codec]) -> Callable[[slice], NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from bitnet.master_weights import Float32, Rows, Trits, as_float32, ternarise
 from bitnet.safetensors_file import Entry, Shards
 
 DTYPES = {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
+_CHECKED = 1 << 22  # elements looked at together
 ROWS_OF_A_CODE = 4  # rows that share a byte in packed weights
 _STORED: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
 _DAMAGED = "the checkpoint is damaged or was made for another engine; download it again"
@@ -70,9 +71,11 @@ class Dense:
         values = stored(self.shards, self.entry)
         exponent = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}[self.entry.dtype]
         bits: NDArray[Any] = values.view(f"u{values.itemsize}")
-        for part in chunks(*self.entry.shape):
-            if ((bits[part] & exponent) == exponent).any():
+        step = max(1, _CHECKED // self.entry.shape[1])
+        for begin in range(0, len(bits), step):
+            if ((bits[begin : begin + step] & exponent) == exponent).any():
                 raise fault(self.entry, "holds NaN or infinity")
+            self.shards.release()
         ordered = values if self.order is None else values[self.order]
         return ordered.reshape(-1).view(np.uint8)
 

@@ -188,6 +188,7 @@ def _float(source: GGUF, name: str, hf: str, order: Rows | None = None) -> Pair:
         for begin in range(0, shape[0], step):
             rows = slice(begin, begin + step)
             yield as_float32(values[rows] if order is None else values[order[rows]])
+            source.release()
 
     def expected() -> Callable[[slice], NDArray[np.float32]]:
         values = stored()
