@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
-from bitnet import tokenizer as tokenizers
 from bitnet.architecture import read_config
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
-from bitnet.errors import TokenizerError, UsageError
+from bitnet.discovery import Discovery, discover
+from bitnet.errors import UsageError
 from bitnet.generate import Decoder, Generation
 from bitnet.gguf import GGUF, GGMLType
-from bitnet.hf import open_model
+from bitnet.hf import Checkpoint, open_model
 from bitnet.kernels import kernels
 from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
 from bitnet.tokenizer import Tokenizer
 from bitnet.weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from bitnet.chat import ChatTemplate
+    from bitnet.validate import WeightReport
 
 _TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
 
@@ -33,30 +38,42 @@ class Model:
         weights: Its tensors, packed.
         network: The graph on a backend.
         notices: What its user should know about how it was read.
+        tokenizer_path: A tokenizer that takes the place of the file's own, or None.
     """
 
     def __init__(
-        self, gguf: GGUF, config: ModelConfig, weights: Weights, net: Network, notices: Sequence[str] = ()
+        self,
+        gguf: GGUF,
+        config: ModelConfig,
+        weights: Weights,
+        net: Network,
+        notices: Sequence[str] = (),
+        tokenizer_path: str | os.PathLike[str] | None = None,
     ) -> None:
         self.gguf = gguf
         self.config = config
         self.weights = weights
         self.network = net
         self.notices = tuple(notices)
-        self._tokenizer: Tokenizer | None = None
+        self.tokenizer_path = tokenizer_path
+        self._discovery: Discovery | None = None
+
+    @property
+    def discovery(self) -> Discovery:
+        """The tokenizer with where it was found, and how. Raises `TokenizerError` if none fits the model."""
+        if self._discovery is None:
+            n_vocab = self.config.n_vocab
+            if isinstance(self.gguf, Checkpoint):
+                ids, folder = self.gguf.special_ids, self.gguf.path
+                self._discovery = discover(path=self.tokenizer_path, folder=folder, n_vocab=n_vocab, special_ids=ids)
+            else:
+                self._discovery = discover(self.gguf, path=self.tokenizer_path, n_vocab=n_vocab)
+        return self._discovery
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer embedded in the file. Raises `TokenizerError` if it has none that can be used."""
-        if self._tokenizer is None:
-            self._tokenizer = tokenizers.from_gguf(self.gguf)
-            if self._tokenizer.n_vocab > self.config.n_vocab:
-                raise TokenizerError(
-                    f"the tokenizer has {self._tokenizer.n_vocab} tokens, the embedding {self.config.n_vocab} rows",
-                    where=self.gguf.path,
-                    remedy="the tokenizer belongs to another model",
-                )
-        return self._tokenizer
+        """The tokenizer. Raises `TokenizerError` if none fits the model."""
+        return self.discovery.tokenizer
 
     def logits(self, ids: Sequence[int]) -> Float32:
         """Logits [len(ids), n_vocab] f32 after each token of a sequence that starts at position 0."""
@@ -78,13 +95,19 @@ class Model:
         return ids
 
     def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Messages rendered by the file's chat template, ready for the answer."""
-        from bitnet.chat import render, template_of  # jinja2 costs a tenth of a second, and few callers chat
+        """Messages rendered by the model's chat template, ready for the answer."""
+        from bitnet.chat import render  # jinja2 costs a tenth of a second, and few callers chat
 
-        template = template_of(self.gguf).text
         t = self.tokenizer
         bos, eos = (t.token_text(i) if i is not None else "" for i in (t.bos_id, t.eos_id))
-        return render(template, messages, bos_token=bos, eos_token=eos)
+        return render(self.chat_template.text, messages, bos_token=bos, eos_token=eos)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template and where it comes from. Raises `TokenizerError` if there is none."""
+        from bitnet.chat import template_of
+
+        return template_of(self.gguf, self.discovery.chat_template)
 
     def decoder(
         self,
@@ -119,6 +142,12 @@ class Model:
             pass
         assert decoder.result is not None
         return decoder.result
+
+    def validate_weights(self) -> WeightReport:
+        """Count and examine every tensor: trits, scales, norms, and what is odd about them."""
+        from bitnet.validate import validate_weights  # few callers ask
+
+        return validate_weights(self.gguf, self.config)
 
     def __repr__(self) -> str:
         c = self.config
@@ -162,6 +191,7 @@ def load(
     device: str | None = None,
     n_threads: int | None = None,
     numerics: Numerics | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
@@ -170,6 +200,7 @@ def load(
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
         numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
+        tokenizer: A tokenizer.json, tokenizer.model or GGUF in place of the file's own; default what `discovery` finds.
 
     Raises:
         UsageError: No path, or a device or thread count without meaning.
@@ -188,4 +219,4 @@ def load(
     backend = Backend(device, n_threads or default_threads())
     chosen = numerics or default_numerics(gguf, weights)
     net = network(gguf, config, weights, backend, chosen)
-    return Model(gguf, config, weights, net, (*gguf.notices, *notices, *weights.notices))
+    return Model(gguf, config, weights, net, (*gguf.notices, *notices, *weights.notices), tokenizer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ class Conversion:
         """Whether every weight of the target is one of the source's, to the bit."""
         return not self.losses
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        plain = {"source": str(self.source), "target": str(self.target), "lossless": self.lossless}
+        lists = {"losses": list(self.losses), "notices": list(self.notices)}
+        return asdict(self) | plain | lists
+
 
 def _silent(_stage: str, _done: int, _total: int, _name: str) -> None:
     pass
@@ -104,6 +110,8 @@ def convert(
     if to not in TARGETS:
         raise UsageError(f"cannot convert to {to!r}", remedy=f"one of {', '.join(TARGETS)}")
     opened, place = open_model(source), Path(target)
+    if place.exists() and any(place.samefile(path) for path in (Path(source), *opened.paths)):
+        raise UsageError("is the source itself", where=place, remedy="choose another name")
     config, notices = read_config(opened)
     name = _checked_arch(config, arch, to)
     if to == "hf":

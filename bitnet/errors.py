@@ -42,6 +42,9 @@ class ModelFileError(BitNetError):
 
     exit_code = 3
 
+    def __init__(self, what: str, *, where: str | PathLike[str] | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy or "the file is damaged; download or convert it again")
+
 
 class GGUFError(ModelFileError):
     """The GGUF container breaks a rule of its format.
@@ -77,6 +80,12 @@ class GGUFError(ModelFileError):
 
 class TokenizerError(ModelFileError):
     """A tokenizer is missing, damaged, or does not belong to its model."""
+
+
+class DownloadError(BitNetError):
+    """A file cannot be fetched: no network, no permission, no such file, or a server that does not keep its word."""
+
+    exit_code = 4
 
 
 class ResourceLimitError(BitNetError):

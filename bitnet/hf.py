@@ -82,6 +82,7 @@ class Checkpoint(GGUF):
     def __init__(self, folder: Path) -> None:
         values = read_json(folder / "config.json")
         self.path = folder
+        self.paths = (folder,)
         self.version = 3
         self.alignment = DEFAULT_ALIGNMENT
         self.values = values
@@ -96,7 +97,7 @@ class Checkpoint(GGUF):
         self._place()
         self.tensors = MappingProxyType(self._infos)
         self.notices = tuple(self._notices)
-        self.metadata: _Metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, values, self.config.arch))
+        self.metadata: _Metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, self.config.n_vocab))
         self.types = _Types(self.metadata)
 
     def __repr__(self) -> str:
@@ -106,6 +107,12 @@ class Checkpoint(GGUF):
     def n_bytes(self) -> int:
         """Size of the weight files."""
         return self.shards.n_bytes
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of "bos" and "eos" that the configuration gives as one number."""
+        found = {role: self.values.get(f"{role}_token_id") for role in ("bos", "eos")}
+        return {role: i for role, i in found.items() if isinstance(i, int) and not isinstance(i, bool)}
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes the tensor has in a GGUF, made now.

@@ -23,6 +23,8 @@ from bitnet.gguf_types import ValueType
 Family = Literal["bitnet", "llama"]
 LinearClass = Literal["bitlinear", "autobitlinear", "none"]
 
+MAX_SIZE = 1 << 24  #: no width, count or context of a model is beyond it; nothing is allocated by a larger one
+
 #: What transformers takes where a configuration is silent.
 _DEFAULT_ACTIVATION = {"bitnet": "relu2", "llama": "silu"}
 _DEFAULT_THETA = {"bitnet": 500_000.0, "llama": 10_000.0}
@@ -73,8 +75,8 @@ class _Fields:
 
     def integer(self, field: str, default: int | None = None) -> int:
         value = self._value(field, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise self.error(field, f"is {value!r}, not a positive integer")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+            raise self.error(field, f"is {value!r}, not a positive integer up to {MAX_SIZE}")
         return value
 
     def number(self, field: str, default: float | None = None, *, inside: Mapping[str, Any] | None = None) -> float:
@@ -118,6 +120,8 @@ def read_config(values: Mapping[str, Any], path: Path) -> HFConfig:
     if "head_dim" not in values and n_embd % n_head:
         raise c.error("num_attention_heads", f"is {n_head}, which does not divide hidden_size {n_embd}")
     head_dim = c.integer("head_dim", n_embd // n_head or None)
+    if n_head * head_dim > MAX_SIZE:
+        raise c.error("head_dim", f"is {head_dim}, which makes queries {n_head * head_dim} wide")
     rope = {**c.mapping("rope_scaling"), **c.mapping("rope_parameters")}
     if any(isinstance(value, dict) for value in rope.values()):
         raise c.error("rope_parameters", "differs between layers, which is not supported")

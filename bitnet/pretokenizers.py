@@ -61,6 +61,12 @@ ADD_BOS = frozenset({"llama-bpe"})
 IGNORE_MERGES = frozenset({"llama-bpe"})
 """Rule sets under which a word that is itself a token is taken whole, whatever the merges would build."""
 
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+
+BYTE_SYMBOLS: Mapping[str, int] = {chr(b): b for b in _PRINTABLE} | {chr(256 + n): b for n, b in enumerate(_OTHERS)}
+"""GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others for U+0100 and on."""
+
 LLAMA_3_MARKERS = (b"<|begin_of_text|>", b"<|eot_id|>")
 
 
@@ -81,9 +87,15 @@ def rules_of(name: str, *, where: str) -> str:
     )
 
 
-def build(name: str) -> hf.pre_tokenizers.PreTokenizer:
-    """The `tokenizers` pre-tokenizer of a canonical name: split, then spell bytes as printable characters."""
-    splits = [hf.pre_tokenizers.Split(hf.Regex(_at_15_1(pattern)), "isolated") for pattern in PATTERNS[name]]
+def build(name: str, *, as_published: bool = False) -> hf.pre_tokenizers.PreTokenizer:
+    """The `tokenizers` pre-tokenizer of a canonical name: split, then spell bytes as printable characters.
+
+    Args:
+        name: Of the rules.
+        as_published: Leave the categories to the Unicode of whoever reads the file, as published tokenizers do.
+    """
+    patterns = PATTERNS[name] if as_published else [_at_15_1(pattern) for pattern in PATTERNS[name]]
+    splits = [hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated") for pattern in patterns]
     byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return hf.pre_tokenizers.Sequence([*splits, byte_level])
 

@@ -19,7 +19,7 @@ import tokenizers as hf
 
 from bitnet.errors import TokenizerError, UsageError
 from bitnet.gguf import GGUF
-from bitnet.pretokenizers import IGNORE_MERGES, build, rules_of
+from bitnet.pretokenizers import BYTE_SYMBOLS, IGNORE_MERGES, build, rules_of
 from bitnet.tokenizer_spm import SPACE_MARK, SentencePieceModel
 from bitnet.vocabulary import MATCHED, SPECIAL, Kind, TokenType, Vocabulary, read_vocabulary
 
@@ -152,6 +152,11 @@ class Tokenizer:
         return self._vocabulary.types[self._checked(id)] in SPECIAL
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """What it was made from."""
+        return self._vocabulary
+
+    @property
     def special_tokens(self) -> Mapping[str, int]:
         """Control and unknown tokens by their text."""
         return self._special_tokens
@@ -239,16 +244,6 @@ def _is_utf8(piece: bytes) -> bool:
     return True
 
 
-def _byte_symbols() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others for U+0100 and on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF_SYMBOL = _byte_symbols()
-
-
 def _plain_bytes(vocabulary: Vocabulary, token: int) -> bytes:
     """Bytes of one id, as llama.cpp prints it without special tokens."""
     kind, piece = vocabulary.types[token], vocabulary.tokens[token]
@@ -263,7 +258,7 @@ def _plain_bytes(vocabulary: Vocabulary, token: int) -> bytes:
         return piece.replace(SPACE_MARK.encode(), b" ")
     symbols = piece.decode("utf-8", "surrogateescape")
     return b"".join(
-        bytes([_BYTE_OF_SYMBOL[symbol]]) if symbol in _BYTE_OF_SYMBOL else symbol.encode("utf-8", "surrogateescape")
+        bytes([BYTE_SYMBOLS[symbol]]) if symbol in BYTE_SYMBOLS else symbol.encode("utf-8", "surrogateescape")
         for symbol in symbols
     )
 
@@ -274,7 +269,7 @@ def _byte_pair_model(vocabulary: Vocabulary, *, where: str) -> Callable[[str], l
     n_vocab = len(vocabulary.tokens)
     ids = {piece.decode(): i for piece, i in vocabulary.ids.items() if _is_utf8(piece)}
     # A byte without a token must still stand between its neighbours while they merge, and then vanish.
-    missing = [symbol for symbol in _BYTE_OF_SYMBOL if symbol not in ids]
+    missing = [symbol for symbol in BYTE_SYMBOLS if symbol not in ids]
     ids |= {symbol: n_vocab + n for n, symbol in enumerate(missing)}
     model = hf.models.BPE(ids, list(vocabulary.merges), ignore_merges=rules in IGNORE_MERGES)
     tokenizer = hf.Tokenizer(model)

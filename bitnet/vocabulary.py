@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import TokenizerError
-from bitnet.pretokenizers import ADD_BOS, LLAMA_3_MARKERS, rules_of
+from bitnet.pre_evidence import guess
+from bitnet.pretokenizers import ADD_BOS, rules_of
 
 Kind = Literal["bpe", "spm"]
 
@@ -143,7 +144,8 @@ def read_vocabulary(metadata: Mapping[str, Any], *, where: str) -> Vocabulary:
     bos_id = keys.token_id("bos_token_id", len(tokens), default=1 if kind == "spm" else None)
     eos_id = keys.token_id("eos_token_id", len(tokens), default=2 if kind == "spm" else None)
     end_ids = _correct_types(keys, ids, types, eos_id)
-    pre, pre_source = ("", "declared") if kind == "spm" else _pre(keys, ids)
+    merges = _merges(keys, ids) if kind == "bpe" else ()
+    pre, pre_source = ("", "declared") if kind == "spm" else _pre(keys, ids, types, merges)
     add_bos = keys.flag("add_bos_token", default=kind == "spm" or rules_of(pre, where=where) in ADD_BOS)
     add_eos = keys.flag("add_eos_token", default=False)
     for wanted, found, key in ((add_bos, bos_id, "bos_token_id"), (add_eos, eos_id, "eos_token_id")):
@@ -157,7 +159,7 @@ def read_vocabulary(metadata: Mapping[str, Any], *, where: str) -> Vocabulary:
         tokens=tokens,
         types=tuple(types),
         scores=_scores(keys, len(tokens)),
-        merges=_merges(keys, ids) if kind == "bpe" else (),
+        merges=merges,
         ids=ids,
         bos_id=bos_id,
         eos_id=eos_id,
@@ -213,16 +215,16 @@ def _correct_types(keys: _Keys, ids: Mapping[bytes, int], types: list[TokenType]
     return frozenset(ends)
 
 
-def _pre(keys: _Keys, ids: Mapping[bytes, int]) -> tuple[str, str]:
+def _pre(
+    keys: _Keys, ids: Mapping[bytes, int], types: Sequence[TokenType], merges: Sequence[tuple[str, str]]
+) -> tuple[str, str]:
     declared = keys.text("pre", required=False)
     if declared:
         return declared, "declared"
     arch = keys.metadata.get("general.architecture")
-    if isinstance(arch, str) and arch.startswith("bitnet"):
-        return "llama-bpe", f"assumed: tokenizer.ggml.pre is missing, and {arch} models use Llama 3's tokenizer"
-    if any(marker in ids for marker in LLAMA_3_MARKERS):
-        return "llama-bpe", "assumed: tokenizer.ggml.pre is missing, and the vocabulary has Llama 3's special tokens"
-    return "default", "assumed: tokenizer.ggml.pre is missing, and llama.cpp then uses its default rules"
+    ordinary = [piece for piece, i in ids.items() if types[i] is TokenType.NORMAL]
+    found = guess(ids, len(merges), ordinary, arch=arch if isinstance(arch, str) else "")
+    return found.pre, f"assumed: tokenizer.ggml.pre is missing, and {found.reason}"
 
 
 def _merges(keys: _Keys, ids: Mapping[bytes, int]) -> tuple[tuple[str, str], ...]:

@@ -67,22 +67,15 @@ def model_record(name: str, model: LoadedModel) -> r.Model:
 def tokenizer_record(name: str, model: LoadedModel) -> r.TokenizerRecord | None:
     """The tokenizer of a model, or None without a usable one."""
     try:
-        t = model.tokenizer
+        found = model.discovery
     except TokenizerError:
         return None
-    digest = hashlib.sha256()
-    for key in sorted(k for k in model.gguf.metadata if k.startswith("tokenizer.")):
-        value = model.gguf.metadata[key]
-        items = value if not isinstance(value, str | int | float | bool) else [value]
-        digest.update(key.encode() + b"\0")
-        for item in items:
-            raw = item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
-            digest.update(len(raw).to_bytes(8, "little") + raw)
+    t = found.tokenizer
     template = model.gguf.metadata.get("tokenizer.chat_template")
     return r.TokenizerRecord(
         model=name,
-        source="embedded",
-        sha256=digest.hexdigest(),
+        source="cache" if found.source == "download" else found.source,  # a download lies in the cache from then on
+        sha256=found.sha256,
         kind=t.kind,
         pre=t.pre,
         pre_source=t.pre_source,

@@ -272,7 +272,8 @@ def _fetch_source(version: str, scratch: Path, write: Callable[[str], object], t
     marker = "/vendor/llama.cpp/"
     with tarfile.open(archives[0]) as archive:
         members = [member for member in archive if marker in member.name]
-        archive.extractall(scratch / "source", members, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11 has it from 3.11.4 on
+        archive.extractall(scratch / "source", members)  # noqa: S202  # the pinned release, filtered where that exists
     archives[0].unlink()
     found = next((scratch / "source").glob("*/vendor/llama.cpp/CMakeLists.txt"), None)
     if found is None:

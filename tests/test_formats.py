@@ -60,12 +60,25 @@ def test_every_layout_is_found_said_and_read_to_equal_logits(tmp_path, name, lay
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_evidence_is_far_from_the_limit(name):
-    file = read(model(name))
-    scored = evidence(file, [Reading(name=v.name, codecs=codecs(layout=v)) for v in Layout])
+def test_the_evidence_is_three_times_what_is_asked_for(name):
+    """Trained anew, the models may come nearer to the limits: this fails before they are passed."""
+    scored = evidence(read(model(name)), [Reading(name=v.name, codecs=codecs(layout=v)) for v in Layout])
     assert scored[0].name == "X86"
-    assert scored[0].score > 500
-    assert scored[0].score > 20 * scored[1].score
+    assert scored[0].score > 3 * module._DECISIVE
+    assert scored[0].score > 3 * module._MARGIN * scored[1].score
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_embedding_of_another_order_is_no_evidence(tmp_path, name):
+    """Nothing is found where there is nothing to find: the columns of the embedding are shuffled."""
+    file = read(model(name))
+    info = file.tensors["token_embd.weight"]
+    values = CODECS[info.type].decode(file.raw(info.name), info.shape)
+    for seed in range(5):
+        shuffled = values[:, np.random.default_rng(seed).permutation(info.shape[1])]
+        found = read_formats(read(edited(model(name), tmp_path / "m.gguf", tensors={info.name: shuffled})))
+        assert found.layout is Layout.X86
+        assert "nothing in the weights tells which layout" in found.notices[0]
 
 
 def test_weights_that_are_not_trained_tell_nothing_and_it_is_said(tmp_path):
@@ -93,8 +106,8 @@ def test_a_reading_must_lead_clearly():
 
     assert decisive(scored(2000, 30, 1))
     assert decisive(scored(2000))
-    assert not decisive(scored(90, 1, 1))
-    assert not decisive(scored(2000, 600, 1))
+    assert not decisive(scored(190, 1, 1))
+    assert not decisive(scored(2000, 210, 1))
 
 
 def test_layouts_by_a_known_tensor():

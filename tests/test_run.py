@@ -21,6 +21,7 @@ from crossval.run import Run, run
 from crossval.verdict import exit_code
 from receipts import ReceiptError
 from receipts.verify import verify
+from reference.llama_cpp_build import ensure_library
 from reference.oracle import Oracle
 from reference.process import ProcessRunner
 from reference.recorded import Recorded
@@ -298,3 +299,42 @@ def test_a_context_too_short_for_any_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr("crossval.run.N_GREEDY", 1 << 20)
     with pytest.raises(UsageError, match="is too short"):
         Run(liars.options(tmp_path), liars.quiet).climb(liars.plan(Liar))
+
+
+# ---- llama.cpp itself ---------------------------------------------------------------------------------------------
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.mark.slow
+def test_llama_cpp_is_blamed_for_silu_and_the_gate_holds(tmp_path):
+    ensure_library()
+    receipt = finished(tmp_path, models=(), fixtures=FIXTURES, only="tiny-relu2 · llama.cpp")
+    [lane] = receipt.lanes
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("ffn_act", 0, "reference")
+    assert lane.cause.name == "activation=silu"
+    assert lane.known_deviation.status == "proven"
+    assert exit_code(receipt) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rung", ["operations", "quality"])
+def test_llama_cpp_killed_in_the_middle(tmp_path, monkeypatch, rung):
+    ensure_library()
+    started = []
+
+    class Watched(ProcessRunner):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr("crossval.plan.ProcessRunner", Watched)
+
+    def kill(what):
+        if what.endswith(f": {rung}"):
+            os.kill(started[0].pid, signal.SIGKILL)
+
+    receipt = finished(tmp_path, kill, models=(), fixtures=FIXTURES, only="tiny-silu · llama.cpp TQ2_0")
+    assert liars.first_fault(receipt.lanes[0]) == (rung, "error")
+    assert "killed by signal 9" in receipt.lanes[0].rung(rung).why
+    assert exit_code(receipt) == 4

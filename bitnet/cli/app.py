@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from bitnet.cli.convert import convert
+from bitnet.cli.download import download
+from bitnet.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,10 +24,18 @@ app.command()(convert)
 ModelFile = Annotated[
     Path | None, typer.Option("--model", "-m", help="GGUF file.", envvar="BITNET_GGUF", show_envvar=True)
 ]
+TokenizerFile = Annotated[
+    Path | None,  # the variable is read by the search itself, which says so
+    typer.Option("--tokenizer", help="tokenizer.json, tokenizer.model or GGUF. Default: BITNET_TOKENIZER, else found."),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Default: BITNET_NUM_THREADS, else the physical cores. Results do not change.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
+
+
+app.command()(verify)
+app.command()(download)
 
 
 @app.command()
@@ -42,6 +52,7 @@ def infer(
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     threads: Threads = None,
     device: Device = None,
+    tokenizer: TokenizerFile = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the text alone.")] = False,
 ) -> None:
     """Continue a prompt; the text comes as it is made.
@@ -50,7 +61,7 @@ def infer(
     """
     import bitnet
 
-    loaded = bitnet.load(model, device=device, n_threads=threads)
+    loaded = bitnet.load(model, device=device, n_threads=threads, tokenizer=tokenizer)
     text = sys.stdin.read() if prompt == "-" else prompt
     decoder = loaded.decoder(
         [{"role": "user", "content": text}] if chat else text,
@@ -63,8 +74,11 @@ def infer(
         stop=tuple(stop or ()),
     )
     if not quiet:
-        for notice in loaded.notices:
+        found = loaded.discovery
+        for notice in (*loaded.notices, *found.notices, found.summary):
             print(f"note: {notice}", file=sys.stderr)
+        if chat and loaded.chat_template.source != "declared":
+            print(f"note: the chat template is {loaded.chat_template.source}", file=sys.stderr)
         if not chat:
             sys.stdout.write(text)
     for piece in decoder:
