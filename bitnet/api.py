@@ -15,7 +15,7 @@ from bitnet.discovery import Discovery, discover
 from bitnet.errors import UsageError
 from bitnet.generate import Decoder, Generation
 from bitnet.gguf import GGUF, GGMLType
-from bitnet.hf import Checkpoint, open_model
+from bitnet.hf import open_model
 from bitnet.kernels import kernels
 from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
@@ -62,12 +62,7 @@ class Model:
     def discovery(self) -> Discovery:
         """The tokenizer with where it was found, and how. Raises `TokenizerError` if none fits the model."""
         if self._discovery is None:
-            n_vocab = self.config.n_vocab
-            if isinstance(self.gguf, Checkpoint):
-                ids, folder = self.gguf.special_ids, self.gguf.path
-                self._discovery = discover(path=self.tokenizer_path, folder=folder, n_vocab=n_vocab, special_ids=ids)
-            else:
-                self._discovery = discover(self.gguf, path=self.tokenizer_path, n_vocab=n_vocab)
+            self._discovery = discover(self.gguf, path=self.tokenizer_path, n_vocab=self.config.n_vocab)
         return self._discovery
 
     @property

@@ -71,10 +71,12 @@ class GGUF:
         types: Type of every key.
         tensors: By name, in the file's order.
         made_here: Whether packed bytes are made by this engine as they are asked for, so that their layout is known.
+        special_ids: Ids of "bos" and "eos" that a configuration beside the tokenizer gives.
         notices: What is odd but harmless: gaps, trailing bytes, padding that is not zero, types read by their size.
     """
 
     made_here = False
+    special_ids: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, path: Path, files: Sequence[_File]) -> None:
         first = files[0].header

@@ -88,6 +88,8 @@ class Checkpoint(GGUF):
         self.values = values
         self.config = read_config(values, folder / "config.json")
         self.shards = Shards(folder)
+        ends = {role: values.get(f"{role}_token_id") for role in ("bos", "eos")}  # several ids are a list
+        self.special_ids = {role: i for role, i in ends.items() if isinstance(i, int) and not isinstance(i, bool)}
         self.matrices: dict[str, Ternary] = {}
         self._notices = list(self.config.notices)
         self._makers: dict[str, Callable[[], NDArray[np.uint8]]] = {}
@@ -107,12 +109,6 @@ class Checkpoint(GGUF):
     def n_bytes(self) -> int:
         """Size of the weight files."""
         return self.shards.n_bytes
-
-    @property
-    def special_ids(self) -> dict[str, int]:
-        """Ids of "bos" and "eos" that the configuration gives as one number."""
-        found = {role: self.values.get(f"{role}_token_id") for role in ("bos", "eos")}
-        return {role: i for role, i in found.items() if isinstance(i, int) and not isinstance(i, bool)}
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes the tensor has in a GGUF, made now.

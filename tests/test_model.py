@@ -226,7 +226,7 @@ def test_embeddings_of_every_type(tmp_path, kind):
 def test_an_embedding_without_rows_is_refused_when_it_is_loaded(tmp_path):
     name = "token_embd.weight"
     path = tiny_models.write(tmp_path / "m.gguf", weight_type="TQ2_0")
-    packed = CODECS[GGMLType.TQ2_0].encode(np.ones((320, 256), np.float32))
+    packed = CODECS[GGMLType.TQ2_0].encode(np.eye(320, 256, dtype=np.float32))
     table = TensorData(name=name, shape=(320, 256), type=GGMLType.TQ2_0, data=packed)
     with pytest.raises(ModelFileError, match="token embedding of type TQ2_0 is not supported"):
         bitnet.load(edited(path, tmp_path / "t.gguf", tensors={name: table}))
