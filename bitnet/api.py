@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 
-from bitnet import gguf as container
 from bitnet.architecture import read_config
 from bitnet.bitnet_model import BitNetModel
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
 from bitnet.gguf import GGUF, GGMLType
+from bitnet.hf import open_model
 from bitnet.kernels import kernels
 from bitnet.linear import Backend
 from bitnet.model import network
@@ -61,10 +60,10 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     cache_bytes: int | None = None,
 ) -> BitNetModel:
-    """Open a GGUF model.
+    """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
     Args:
-        path: The file; default BITNET_GGUF.
+        path: The file or folder; default BITNET_GGUF.
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
         numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
@@ -84,7 +83,7 @@ def load(
     kernels(device)
     if n_threads is not None and n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
-    gguf = container.read(Path(path))
+    gguf = open_model(path)
     config, notices = read_config(gguf)
     weights = read_weights(gguf, config)
     backend = Backend(device, n_threads or default_threads())

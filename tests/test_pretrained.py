@@ -147,3 +147,12 @@ def test_what_is_no_name(hub, name):
     with pytest.raises(UsageError):
         resolve(name)
     assert hub.requests == []
+
+
+def test_a_checkpoint_of_a_repository_is_loaded_as_its_folder_is(hub):
+    folder = Path(__file__).parents[1] / "fixtures" / "hf" / "bitnet-bitlinear"
+    hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = bitnet.BitNetModel.from_pretrained(REPO, n_threads=1)
+    here = bitnet.BitNetModel.from_pretrained(folder, n_threads=1)
+    assert (model.logits([1, 2, 3]) == here.logits([1, 2, 3])).all()
+    assert model.info.path != here.info.path
