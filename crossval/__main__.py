@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bitnet.errors import BitNetError
 from receipts.errors import ReceiptError
 from receipts.record import Lane
+from receipts.replay import CASES, draw_nonce
 from reference.runner import ReferenceUnavailableError
 
 app = typer.Typer(
@@ -126,6 +127,33 @@ def accuracy(
     rows = all_accuracies(device)
     Console(highlight=False).print(accuracy_table(rows))
     raise typer.Exit(0 if all(r.passed for r in rows) else 1)
+
+
+@app.command()
+def replay(
+    receipt: Annotated[Path, typer.Argument(metavar="RECEIPT", help="The receipt.")] = Path("ci/inference.json"),
+    model: Annotated[
+        list[Path] | None, typer.Option(help="A model file, or a folder of some; may be repeated.")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=0, help="How many cases to compute again; 0 for all.")] = CASES,
+    nonce: Annotated[str, typer.Option(help="What decides which cases; drawn afresh unless given.")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the engine; results do not depend on them.")] = None,
+) -> None:
+    """Compute cases of a receipt again and compare every digest; `python -m receipts replay` does the same.
+
+    Exit codes: 0 equal; 2 wrong usage or no such file; 4 no such model here; 5 invalid, or it computes to something else.
+
+    Example: python -m crossval replay ci/inference.json --cases 0
+    """
+    from crossval.replay import EngineReplayer
+    from receipts.formats.table import show
+    from receipts.verify import ReplayRequest, verify
+
+    runner = EngineReplayer(tuple(model or ()), n_threads=threads)
+    request = ReplayRequest(runner=runner, nonce=nonce or draw_nonce(), k=cases or None)
+    report = verify(receipt, gate=False, replay=request)
+    show(report)
+    raise typer.Exit(report.exit_code)
 
 
 def _mark(lane: Lane) -> str:

@@ -30,13 +30,25 @@ class ReceiptError(Exception):
 
     def inside(self, file: str) -> ReceiptError:
         """The same error with the file it was found in."""
-        return ReceiptError(self.reason, path=self.path, file=file, remedy=self.remedy)
+        return type(self)(self.reason, path=self.path, file=file, remedy=self.remedy)
 
 
 class MissingReceiptError(ReceiptError):
     """There is no receipt to read: the caller named the wrong file, or nothing has been run yet."""
 
     exit_code = 2
+
+
+class SettingError(ReceiptError):
+    """A key, a trust file, a policy or another setting of the verifier's own cannot be used."""
+
+    exit_code = 2
+
+
+class UnavailableError(ReceiptError):
+    """What a check needs is not here: an engine, or a model file. Nothing could be concluded."""
+
+    exit_code = 4
 
 
 class ReceiptLimitError(ReceiptError):

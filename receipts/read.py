@@ -48,7 +48,7 @@ def read(path: str | PathLike[str]) -> Receipt:
 
 def load(path: str | PathLike[str]) -> dict[str, Any]:
     """The JSON object in a receipt's file, within the limits. Raises as `read` does."""
-    data = _parse(_bytes(Path(path), MAX_RECEIPT_BYTES), os.fspath(path))
+    data = parse(contents(Path(path), MAX_RECEIPT_BYTES), os.fspath(path))
     if not isinstance(data, dict):
         raise ReceiptError("a receipt is a JSON object", file=os.fspath(path))
     return data
@@ -103,14 +103,14 @@ def read_table(receipt_path: str | PathLike[str], side_file: SideFile) -> list[R
     if file.resolve() != file:
         raise ReceiptError("a link leads out of the receipt's folder", path="side_files", file=str(file))
     try:
-        content = _bytes(file, MAX_TABLE_BYTES)
+        content = contents(file, MAX_TABLE_BYTES)
     except MissingReceiptError as error:
         raise ReceiptError(
             "side file is missing", path="side_files", file=error.file, remedy="keep rows/ beside the receipt"
         ) from None
     if len(content) != side_file.bytes or hashlib.sha256(content).hexdigest() != side_file.sha256:
         raise ReceiptError("content differs from the listed sha256", path="side_files", file=str(file))
-    data = _parse(content, str(file))
+    data = parse(content, str(file))
     if not isinstance(data, list) or len(data) != side_file.rows:
         raise ReceiptError(f"does not hold the {side_file.rows} listed rows", path="side_files", file=str(file))
     if len(data) > MAX_ROWS:
@@ -118,7 +118,7 @@ def read_table(receipt_path: str | PathLike[str], side_file: SideFile) -> list[R
     return rows_of(side_file.table, data)
 
 
-def _bytes(path: Path, limit: int) -> bytes:
+def contents(path: Path, limit: int) -> bytes:
     """Content of a regular file of at most `limit` bytes."""
     try:
         # Not blocking, so that a named pipe cannot hold us up; refused below as it is no regular file.
@@ -138,7 +138,7 @@ def _bytes(path: Path, limit: int) -> bytes:
     return content
 
 
-def _parse(content: bytes, file: str) -> Anything:
+def parse(content: bytes, file: str) -> Anything:
     """JSON types. NaN is let through here: the codec refuses it where it can say which field holds it."""
     depth = 0
     for bracket in _STRING.sub(b"", content).translate(None, _NOT_BRACKETS):

@@ -70,15 +70,15 @@ def write(
     sealed.validate()
     try:
         for file, content in contents.items():
-            _replace(target.parent / file, content)
-        _replace(target, encode(sealed))
+            replace_file(target.parent / file, content)
+        replace_file(target, encode(sealed))
         _prune(target.parent)
     except OSError as error:
         raise ReceiptError(f"cannot be written ({error.strerror})", file=str(error.filename or target)) from None
     return sealed
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Writes beside, makes it durable, then moves it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".part")
