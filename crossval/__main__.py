@@ -141,7 +141,7 @@ def replay(
 ) -> None:
     """Compute cases of a receipt again and compare every digest; `python -m receipts replay` does the same.
 
-    Exit codes: 0 equal; 2 wrong usage or no such file; 4 no such model here; 5 invalid, or it computes to something else.
+    Exit codes: 0 equal; 2 wrong usage or no such file; 4 no such model here; 5 invalid, or computed to something else.
 
     Example: python -m crossval replay ci/inference.json --cases 0
     """

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,12 +17,14 @@ from bitnet.bitnet_model import BitNetModel
 from bitnet.errors import TokenizerError
 from bitnet.linear import TernaryMatrix
 from crossval import envelope
+from crossval.bandwidth import read_bandwidth
 from crossval.case import Case
 from crossval.engine import EngineRunner
 from crossval.lane import Row
 from crossval.metrics import Float32
 from receipts import ids_digest
 from receipts import record as r
+from receipts.interval import median_interval, rates
 from reference.runner import Observation, Request, Runner, RunnerInfo
 
 #: Repetitions of a timed run; the median is quoted.
@@ -210,11 +215,55 @@ def speed(
     for key, _ in sides:
         rows.append(_rate(name, "prefill", key, threads, TIMED_PREFILL, seconds[key, "prefill"]))
         rows.append(_rate(name, "decode", key, threads, TIMED_DECODE, seconds[key, "decode"]))
+    rows[1] = replace(
+        rows[1],
+        bytes_per_token=bytes_per_pass(ledger_record(name, engine.model)),
+        bandwidth_limit=read_bandwidth(threads),
+        memory_bytes=peak_memory(),
+    )
     return rows
 
 
+def bytes_per_pass(ledger: r.Ledger) -> int:
+    """Weight bytes that one forward call reads, which for decoding is one token."""
+    layers = sum(entry.bytes for entry in ledger.entries if entry.role == "projection")
+    heads = sum(entry.bytes // entry.calls for entry in ledger.entries if entry.role == "head" and entry.calls)
+    return layers // max(ledger.passes, 1) + heads
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def start_up(
+    name: str, engine: EngineRunner, load: Callable[[], object], repeats: int = REPEATS
+) -> list[r.Performance]:
+    """How long it takes to open a model, and then to its first token after a prompt of one."""
+    times: dict[Literal["load", "first_token"], list[float]] = {"load": [], "first_token": []}
+    for _ in range(repeats):
+        began = time.perf_counter()
+        load()
+        times["load"].append(time.perf_counter() - began)
+        seen = engine.run(Request(ids=(0,), n_greedy=1))
+        times["first_token"].append(seen.seconds["prefill"])
+    threads = engine.model.network.backend.n_threads
+    first = _rate(name, "first_token", "bitnet", threads, 1, times["first_token"])
+    return [_rate(name, "load", "bitnet", threads, 0, times["load"]), first]
+
+
 def _rate(
-    name: str, what: Literal["prefill", "decode"], engine: str, threads: int, tokens: int, seconds: Sequence[float]
+    name: str,
+    what: Literal["prefill", "decode", "load", "first_token"],
+    engine: str,
+    threads: int,
+    tokens: int,
+    seconds: Sequence[float],
 ) -> r.Performance:
     return r.Performance(
         model=name,
@@ -225,6 +274,7 @@ def _rate(
         seconds=tuple(seconds),
         tokens_per_second=statistics.median(tokens / s for s in seconds),
         n=len(seconds),
+        interval=median_interval(rates(tokens, seconds)) if tokens else (),
     )
 
 

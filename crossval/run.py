@@ -325,6 +325,7 @@ class Run:
             engine = self._engine(subject.name, subject.path, None)
             with suppress(ReferenceFailedError, ReferenceUnavailableError):
                 e.performance += evidence.speed(subject.name, engine, lane.reference, plan.reference, lane.cases[0].ids)
+                e.performance += evidence.start_up(subject.name, engine, lambda: load(subject.path))
 
     # --- the receipt ----------------------------------------------------------------------------------------------
 

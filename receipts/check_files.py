@@ -30,7 +30,7 @@ def side_files_content(view: View) -> Iterator[Finding]:
 def side_files_lanes(view: View) -> Iterator[Finding]:
     """Rows of another run are no evidence for this one."""
     lanes = {lane.name for lane in view.receipt.lanes}
-    for i, table, rows in _tables(view):
+    for i, table, rows in tables(view):
         for name in sorted({row["lane"] for row in rows} - lanes):
             yield f"side_files[{i}]", f"{table} has rows of a lane {name!r} that the receipt lacks"
 
@@ -42,7 +42,7 @@ def side_files_lanes(view: View) -> Iterator[Finding]:
 def side_files_operations(view: View) -> Iterator[Finding]:
     """Ratio = max_abs_err / max_abs_ref, re-derived."""
     failed: dict[str, str] = {}
-    for i, table, rows in _tables(view):
+    for i, table, rows in tables(view):
         if table != "operations":
             continue
         for j, row in enumerate(rows):
@@ -74,7 +74,7 @@ def _operation(path: str, row: Row) -> Iterator[Finding]:
         yield f"{path}.outcome", f"passed with {ratio} against a limit of {limit}"
 
 
-def _tables(view: View) -> Iterator[tuple[int, str, list[Row]]]:
+def tables(view: View) -> Iterator[tuple[int, str, list[Row]]]:
     """Tables that can be read; those that cannot are `side_files.content`'s finding."""
     for i, side in enumerate(view.receipt.side_files):
         if not isinstance(rows := view.tables[i], ReceiptError):

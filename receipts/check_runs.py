@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import statistics
+import struct
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,9 @@ CLOCK_SLACK = timedelta(minutes=2)
 FUTURE_SLACK = timedelta(days=1)
 #: Information of a ternary weight, bits: a file cannot be smaller than its weights.
 TERNARY_BITS = 1.585
+
+#: The largest float32.
+_FLOAT32_MAX = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
 
 #: Digests of nothing: no bytes, an empty list, all zeros or one repeated digit.
 _NOTHING = {hashlib.sha256(b"").hexdigest(), hashlib.sha256(b"[]").hexdigest()} | {d * 64 for d in "0123456789abcdef"}
@@ -159,7 +162,7 @@ def cases_ids(view: View) -> Iterator[Finding]:
 
 @rule("cases.logits", "Logits have a row for each evaluated id and a column for each id of the vocabulary.")
 def cases_logits(view: View) -> Iterator[Finding]:
-    """The last generated id is not evaluated; a case may keep fewer rows, but not none."""
+    """The last generated id is not evaluated; a case may keep the rows of its prompt, or the last, alone."""
     known = view.models()
     for i, case in enumerate(view.receipt.cases):
         if len(case.logits_shape) != 2:
@@ -167,15 +170,19 @@ def cases_logits(view: View) -> Iterator[Finding]:
             continue
         rows, columns = case.logits_shape
         most = len(case.prompt_ids) + max(len(case.generated_ids) - 1, 0)
-        if not 1 <= rows <= most:
-            yield f"cases[{i}].logits_shape", f"{rows} rows from {most} evaluated ids"
+        if rows not in {1, len(case.prompt_ids), most}:
+            yield (
+                f"cases[{i}].logits_shape",
+                f"{rows} rows from {most} evaluated ids, {len(case.prompt_ids)} of the prompt",
+            )
         if case.model in known and columns != known[case.model].hyper_parameters.n_vocab:
             yield f"cases[{i}].logits_shape", f"{columns} columns, but the vocabulary has another size"
 
 
 @rule("cases.top_k", "The most likely ids are distinct, best first, and greedy text begins with the first.")
 def cases_top_k(view: View) -> Iterator[Finding]:
-    """At the last position of the prompt."""
+    """At the last position of the prompt, in float32."""
+    known = view.models()
     for i, case in enumerate(view.receipt.cases):
         for j, top in enumerate(case.top_k):
             path = f"cases[{i}].top_k[{j}]"
@@ -184,8 +191,12 @@ def cases_top_k(view: View) -> Iterator[Finding]:
                 continue
             if any(a < b for a, b in pairwise(top.logits)):
                 yield f"{path}.logits", "are not descending"
-            if top.position >= len(case.prompt_ids) + len(case.generated_ids):
-                yield f"{path}.position", f"{top.position} is past the end"
+            if top.position != len(case.prompt_ids) - 1:
+                yield f"{path}.position", f"{top.position} is not the last of the prompt"
+            if any(abs(x) > _FLOAT32_MAX or struct.unpack("<f", struct.pack("<f", x))[0] != x for x in top.logits):
+                yield f"{path}.logits", "are no float32 numbers, as logits are"
+            if case.model in known and max(top.ids) >= known[case.model].hyper_parameters.n_vocab:
+                yield f"{path}.ids", "an id is outside the vocabulary"
             follows = top.position + 1 - len(case.prompt_ids)
             if 0 <= follows < len(case.generated_ids) and case.generated_ids[follows] != top.ids[0]:
                 yield f"{path}.ids", f"best is {top.ids[0]}, but {case.generated_ids[follows]} was generated"
@@ -209,44 +220,6 @@ def cases_digests(view: View) -> Iterator[Finding]:
         read = (*case.prompt_ids, *case.generated_ids)[: next(iter(case.logits_shape), 0)]
         if ids_of.setdefault(case.logits_sha256, read) != read:
             yield f"cases[{i}].logits_sha256", "other ids gave exactly these logits before"
-
-
-@rule("performance.rate", "Tokens per second are the median of tokens / seconds, of as many runs as are listed.")
-def performance_rate(view: View) -> Iterator[Finding]:
-    """Re-derived from the raw timings; a phase without tokens has no rate."""
-    for i, row in enumerate(view.receipt.performance):
-        path = f"performance[{i}]"
-        if row.n != len(row.seconds) or not row.seconds:
-            yield f"{path}.n", f"{row.n}, but {len(row.seconds)} timings are listed"
-            continue
-        if any(second <= 0 for second in row.seconds):
-            yield f"{path}.seconds", "something took no time"
-            continue
-        if row.what in ("decode", "prefill") and row.tokens == 0:
-            yield f"{path}.tokens", f"{row.what} of no tokens"
-        rate = statistics.median(row.tokens / second for second in row.seconds)
-        if not math.isclose(rate, row.tokens_per_second, rel_tol=RATE_TOLERANCE):
-            yield f"{path}.tokens_per_second", f"{row.tokens_per_second:g}, but the timings make it {rate:g}"
-
-
-@rule(
-    "performance.subject",
-    "What was timed is a model of the receipt, run by the engine or a reference that was there.",
-)
-def performance_subject(view: View) -> Iterator[Finding]:
-    """On at least one thread."""
-    there = {ENGINE} | {ref.key for ref in view.receipt.references if ref.obtained != "unavailable"}
-    known = view.models()
-    ran = {part.model for part in view.receipt.ledger if part.tokens}
-    for i, row in enumerate(view.receipt.performance):
-        if row.model not in known:
-            yield f"performance[{i}].model", f"there is no model {row.model!r}"
-        elif row.engine == ENGINE and row.what != "load" and row.model not in ran:
-            yield f"performance[{i}].model", f"no ledger says that the engine ran {row.model!r}"
-        if row.engine not in there:
-            yield f"performance[{i}].engine", f"{row.engine!r} did not run"
-        if row.threads == 0:
-            yield f"performance[{i}].threads", "no thread ran"
 
 
 @rule(

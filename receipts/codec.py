@@ -1,7 +1,8 @@
 """Records to JSON types and back, driven by the fields of a frozen dataclass.
 
 One walk over type hints stands in for a `to_dict` and a `from_dict` by hand per record. Every refusal names
-the path of the value. `None` and defaulted fields are written too, so that equal records have equal bytes.
+the path of the value. `None` and defaulted fields are written too, but for `SPARSE` ones, so that equal records have
+equal bytes.
 The canonical form is RFC 8785; integers that a double cannot hold travel as decimal strings.
 """
 
@@ -84,6 +85,17 @@ def optional_names(record: type) -> frozenset[str]:
     return frozenset(f.name for f in fields(record) if f.default is not MISSING or f.default_factory is not MISSING)
 
 
+@cache
+def sparse_fields(record: type) -> Mapping[str, Any]:
+    """Fields that are written only where they differ from their default: name → that default."""
+    return {f.name: f.default for f in fields(record) if f.metadata == SPARSE}
+
+
+#: Metadata of fields that not every receipt has: written only where they say something, so that a receipt without them
+#: is written again as it was, to the byte.
+SPARSE: Mapping[str, Any] = {"sparse": True}
+
+
 def unwrap(hint: Anything) -> tuple[Any, str | None]:
     """A type hint without `Annotated`, and its label."""
     origin: Anything = get_origin(hint)
@@ -109,8 +121,17 @@ def _encode(hint: Anything, value: Anything, path: str) -> Anything:
     if is_dataclass(hint):
         if not isinstance(value, hint):  # type: ignore[arg-type]  # a dataclass type here, never an instance
             raise _mistyped(f"a {hint.__name__}", value, path)  # type: ignore[union-attr]  # as above
-        return {name: _encode(kind, getattr(value, name), _join(path, name)) for name, kind in hints(hint).items()}  # type: ignore[arg-type]  # as above
+        return _encode_record(hint, value, path)
     return _scalar(hint, value, path)
+
+
+def _encode_record(record: Anything, value: Anything, path: str) -> dict[str, Any]:
+    sparse = sparse_fields(record)
+    return {
+        name: _encode(kind, getattr(value, name), _join(path, name))
+        for name, kind in hints(record).items()
+        if name not in sparse or getattr(value, name) != sparse[name]
+    }
 
 
 def _decode(hint: Anything, value: Anything, path: str) -> Anything:

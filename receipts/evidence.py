@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from receipts.codec import Amount, Count, Name, Record, Sha256, Sha256OrNone, Token
+from receipts.codec import SPARSE, Amount, Count, Name, Record, Sha256, Sha256OrNone, Token
 from receipts.lanes import Outcome
 
 
@@ -215,6 +215,10 @@ class Performance(Record):
         seconds: Raw wall time of each repetition.
         tokens_per_second: Median over repetitions of tokens / seconds; 0 where the phase has no tokens.
         n: Number of repetitions.
+        interval: Least and greatest value of the median rate, as `receipts.interval` has it.
+        bytes_per_token: Weight bytes that one token of decoding reads; 0 where that is not known.
+        bandwidth_limit: Bytes per second that this machine reads on as many threads, measured in the same run.
+        memory_bytes: Largest resident memory of the process by then.
     """
 
     model: Name
@@ -225,3 +229,12 @@ class Performance(Record):
     seconds: tuple[Amount, ...]
     tokens_per_second: Amount
     n: Count
+    interval: tuple[Amount, ...] = field(default=(), metadata=SPARSE)
+    bytes_per_token: Count = field(default=0, metadata=SPARSE)
+    bandwidth_limit: Amount = field(default=0.0, metadata=SPARSE)
+    memory_bytes: Count = field(default=0, metadata=SPARSE)
+
+    @property
+    def bandwidth(self) -> float:
+        """Weight bytes read per second; 0 where they are not known."""
+        return self.bytes_per_token * self.tokens_per_second

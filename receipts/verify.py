@@ -15,10 +15,14 @@ from itertools import islice
 from os import PathLike
 from typing import Any, Literal, get_args
 
+import receipts.check_agreement
 import receipts.check_files
 import receipts.check_lanes
 import receipts.check_ledger
-import receipts.check_runs  # noqa: F401  # importing the four enters their rules in the table
+import receipts.check_runs
+import receipts.check_speed
+import receipts.check_subject
+import receipts.check_tables  # noqa: F401  # importing them enters their rules in the table
 from receipts.codec import digest_of
 from receipts.errors import MissingReceiptError, ReceiptError
 from receipts.gate import gate as demands

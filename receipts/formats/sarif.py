@@ -1,4 +1,4 @@
-"""A report as SARIF 2.1.0, for code-scanning views: what is wrong with the receipt, and what it finds wrong with models.
+"""A report as SARIF 2.1.0, for code-scanning views: what is wrong with the receipt, and with models by what it says.
 
 Findings of the verifier are results under the rule's name. What the run itself found is there too: notices about a
 model file (`model.notice`), and the first wrong operation of a lane (`model.operation`).

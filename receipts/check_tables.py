@@ -1,0 +1,116 @@
+"""Rungs against the rows of the side tables: is what a rung sums up what its rows say?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from receipts.check_files import RATIO_TOLERANCE, tables
+from receipts.lanes import Lane, Rung
+from receipts.rule import Finding, View, rule
+from receipts.tables import Row
+
+#: Outputs of the seven projections of a layer: each may be compared a second time, as exact integers.
+PROJECTION_TAPS = frozenset(("q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_down"))
+#: Rung → phase of its rows in the table of positions.
+_PHASES = {"logits": "prefill", "decode": "decode"}
+
+
+@rule("tables.operations", "The operations rung is the worst row of its lane, and counts its rows and integer sums.")
+def tables_operations(view: View) -> Iterator[Finding]:
+    """Integer sums are counted in the rung alone: seven a layer or none. A recording may lack some rows of them."""
+    for path, rung, rows in _rungs(view, "operations", "operations"):
+        sums = sum(row["tap"] in PROJECTION_TAPS for row in rows)
+        extra = rung.compared - len(rows)
+        if extra and not (extra % len(PROJECTION_TAPS) == 0 and sums <= extra < 2 * sums):
+            yield f"{path}.compared", f"{rung.compared}, but the table has {len(rows)} rows, {sums} of projections"
+        ratios = [row["ratio"] for row in rows]
+        if not rung.metric.startswith("max"):
+            continue  # unequal integers, which have no rows
+        worst = None if None in ratios else max(ratios)
+        if None not in (rung.measured, worst) and not math.isclose(rung.measured, worst, rel_tol=RATIO_TOLERANCE):  # type: ignore[arg-type]  # neither is None
+            yield f"{path}.measured", f"{rung.measured:g}, but the worst row of the table has {worst:g}"
+        limits = {row["limit"] for row in rows}
+        if rung.limit is not None and limits != {rung.limit}:
+            yield f"{path}.limit", f"{rung.limit:g}, but the rows were judged by {sorted(map(str, limits))}"
+
+
+@rule("tables.positions", "The logits and decode rungs are the median or the largest of their rows, and count them.")
+def tables_positions(view: View) -> Iterator[Finding]:
+    """Which of the two, the metric says."""
+    for name, phase in _PHASES.items():
+        for path, rung, every in _rungs(view, name, "positions"):
+            rows = [row for row in every if row["phase"] == phase]
+            if rung.compared != len(rows):
+                yield f"{path}.compared", f"{rung.compared}, but the table has {len(rows)} positions"
+            values = [row["rel_l2"] for row in rows]
+            if not values or None in values or rung.measured is None:
+                continue
+            word = next((w for w in ("median", "largest") if rung.metric.startswith(w)), "")
+            found = statistics.median(values) if word == "median" else max(values)
+            if word and not math.isclose(rung.measured, found, rel_tol=RATIO_TOLERANCE):
+                yield f"{path}.measured", f"{rung.measured:g}, but the {word} of the table is {found:g}"
+
+
+@rule("tables.located", "The located operation is a row of the table that failed, with the same numbers.")
+def tables_located(view: View) -> Iterator[Finding]:
+    """Of the lane. Integer operations have no row."""
+    for i, lane in enumerate(view.receipt.lanes):
+        found = lane.located
+        rows = _rows(view, "operations", lane)
+        if found is None or found.integer or not rows:
+            continue
+        fitting = [
+            row for row in rows if (row["tap"], row["layer"], row["outcome"]) == (found.tap, found.layer, "fail")
+        ]
+        same = [
+            row
+            for row in fitting
+            if row["max_abs_err"] in (None, found.max_abs_err)
+            and row["max_abs_ref"] in (None, found.max_abs_ref)
+            and row["limit"] == found.limit
+            and (row["worst_token"], row["worst_index"]) in ((found.worst_token, found.worst_index), (None, None))
+        ]
+        if not same:
+            yield f"lanes[{i}].located", f"no row of the table says this of {found.tap} of layer {found.layer}"
+
+
+@rule("tables.places", "Rows are of cases, layers and positions that exist, and their magnitudes are not negative.")
+def tables_places(view: View) -> Iterator[Finding]:
+    """A case may be named with a remark behind a comma."""
+    lanes = {lane.name: lane for lane in view.receipt.lanes}
+    lengths: dict[tuple[str, str], int] = {}
+    for case in view.receipt.cases:
+        length = len(case.prompt_ids) + len(case.generated_ids)
+        lengths[case.model, case.name] = max(length, lengths.get((case.model, case.name), 0))
+    models = view.models()
+    for i, table, rows in tables(view):
+        for j, row in enumerate(rows):
+            lane, path = lanes.get(row["lane"]), f"side_files[{i}]: {table}[{j}]"
+            if lane is None:
+                continue  # another rule's finding
+            ids = lengths.get((lane.model, row["case"].partition(", ")[0]))
+            if ids is None:
+                yield f"{path}.case", f"there is no case {row['case']!r:.60} of model {lane.model!r:.60}"
+            elif table == "positions" and not 0 <= row["position"] < ids:
+                yield f"{path}.position", f"{row['position']} of {ids} ids"
+            if table == "operations" and lane.model in models:
+                n_layer = models[lane.model].hyper_parameters.n_layer
+                if not -1 <= row["layer"] < n_layer:
+                    yield f"{path}.layer", f"{row['layer']} of {n_layer}"
+            if table == "positions" and any((row[name] or 0) < 0 for name in ("rel_l2", "max_abs", "margin", "floor")):
+                yield path, "a magnitude is negative"
+
+
+def _rungs(view: View, name: str, table: str) -> Iterator[tuple[str, Rung, list[Row]]]:
+    """Rungs that were judged, of lanes that have rows."""
+    for i, lane in enumerate(view.receipt.lanes):
+        rows = _rows(view, table, lane)
+        for j, rung in enumerate(lane.rungs):
+            if rung.name == name and rung.outcome in ("pass", "fail") and rung.metric and rows:
+                yield f"lanes[{i}].rungs[{j}]", rung, rows
+
+
+def _rows(view: View, table: str, lane: Lane) -> list[Row]:
+    return [row for _, name, rows in tables(view) if name == table for row in rows if row["lane"] == lane.name]

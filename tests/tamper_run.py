@@ -1,0 +1,248 @@
+"""Tamper with real receipts: `python tests/tamper_run.py --runs 100000`, or as `nox -s tamper`. Prints a table.
+
+Exit codes: 0 every promise of the table is kept; 1 one is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+#: Of all tampers, how many are of each kind.
+SHARES = {"bytes": 0.3, "signed": 0.1, "fields": 0.4, "side files": 0.1, "lanes": 0.1}
+#: What has to be caught, in per cent, by kind.
+PROMISES = {"bytes": 100.0, "signed": 100.0, "fields: evidence": 95.0, "fields: results, by replay": 100.0}
+
+
+def real_receipts(folder: Path) -> tuple[Path, Path]:
+    """Two receipts of real runs over the same models, the second with shorter continuations."""
+    import crossval.run as module
+
+    made = []
+    for name, n_greedy in (("first", 24), ("second", 12)):
+        path = folder / name / "inference.json"
+        if not path.exists():
+            module.N_GREEDY = n_greedy
+            print(f"running the comparison for {path} …", file=sys.stderr)
+            models = tuple(sorted((ROOT / "fixtures" / "goldens").glob("*.gguf")))[:1]
+            models += (ROOT / "fixtures" / "models" / "tiny-relu2.i2_s.gguf",)
+            options = module.Options(
+                fixtures=ROOT / "fixtures", models=models, only="oracle", receipt=path, work=folder / "work"
+            )
+            module.run(options, lambda _: None, lambda *_: None)
+        made.append(path)
+    return made[0], made[1]
+
+
+def tamper(
+    first: Path, second: Path, runs: int, seed: int
+) -> tuple[Counter[str], Counter[str], dict[str, Counter[str]]]:
+    """(tampers, caught, by which check) by kind."""
+    import tamper as t
+
+    from crossval.replay import EngineReplayer
+
+    rng = random.Random(seed)
+    source, foreign = t.original(first), t.original(second)
+    places = t.leaves(source.data)
+    pool = [t.reach(source.data, way) for _, way in places]
+    replayer = Memo(EngineReplayer())
+    tried, caught, how = Counter[str](), Counter[str](), {}
+
+    def enter(kind: str, by: str) -> None:
+        tried[kind] += 1
+        caught[kind] += bool(by)
+        how.setdefault(kind, Counter())[by or "not caught"] += 1
+
+    for _ in range(int(runs * SHARES["bytes"])):
+        by = t.caught_in_bytes(t.flipped(source.content, rng), source)
+        if by == "the same":
+            tried["bytes that change no value"] += 1
+        else:
+            enter("bytes", by)
+    with tempfile.TemporaryDirectory() as folder:
+        signed = Signed(Path(folder), first)
+        for _ in range(int(runs * SHARES["signed"])):
+            enter("signed", signed.tampered(rng))
+    fields = 0
+    while fields < int(runs * SHARES["fields"]):
+        path, way = rng.choice(places)
+        data = t.changed(source, way, path, pool, rng)
+        if data is None:
+            continue
+        fields += 1
+        by = t.caught_by(data, source.tables)
+        enter("fields: words" if t.WORDS.search(path) else "fields: evidence", by)
+        if not by:
+            how.setdefault("missed", Counter())[path.translate(dict.fromkeys(b"0123456789"))] += 1
+        if t.RESULTS.search(path):
+            enter("fields: results, by replay", replayer.caught(data, by))
+    for _ in range(int(runs * SHARES["side files"])):
+        data, tables, what = t.swapped(source, foreign, rng)
+        enter(f"side files: {what}", t.caught_by(data, tables))
+    lanes = 0
+    while lanes < int(runs * SHARES["lanes"]):
+        made = t.spliced(source, foreign, rng)
+        if made is not None:
+            lanes += 1
+            enter(f"lanes: {made[1]}", t.caught_by(made[0], source.tables))
+    return tried, caught, how
+
+
+class Memo:
+    """Replays, of which only the first of each question costs anything."""
+
+    def __init__(self, runner) -> None:
+        self.runner = runner
+        self.known = {}
+
+    def caught(self, data, by: str) -> str:
+        """Whether a replay of all cases notices; a receipt that is no receipt cannot be replayed, and is caught."""
+        from receipts.errors import ReceiptError
+        from receipts.read import decode
+        from receipts.replay import replay
+
+        try:
+            receipt = decode(data)
+        except ReceiptError:
+            return by
+        rows = replay(receipt, self, "", k=None)
+        bad = next((row for row in rows if row.outcome != "pass"), None)
+        return bad.name if bad else ""
+
+    name = "memo"
+
+    def _ask(self, key, question):
+        from receipts.errors import ReceiptError
+
+        if key not in self.known:
+            try:
+                self.known[key] = question()
+            except ReceiptError as error:
+                self.known[key] = error
+        if isinstance(self.known[key], Exception):
+            raise self.known[key]
+        return self.known[key]
+
+    def model(self, record):
+        found = self._ask(("model", record.sha256, record.bytes), lambda: self.runner.model(record))
+        return replace_name(found, record)
+
+    def tokenizer(self, record):
+        return self._ask(("tokenizer", record.name), lambda: self.runner.tokenizer(record))
+
+    def case(self, model, case):
+        from dataclasses import replace
+
+        key = ("case", model.sha256, tuple(sorted(case.numerics.items())), case.prompt_ids, len(case.generated_ids))
+        return replace(self._ask(key, lambda: self.runner.case(model, case)), name=case.name, model=case.model)
+
+
+def replace_name(found, record):
+    """The model as the runner would return it for this record: the name is the record's own."""
+    from dataclasses import replace
+
+    return replace(found, name=record.name)
+
+
+class Signed:
+    """A signed receipt in a folder, damaged in one of its files and mended again."""
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        from receipts import read
+        from receipts.keys import generate
+        from receipts.sign import sign
+        from receipts.trust import trust_of
+
+        shutil.copytree(source.parent, folder / "ci")
+        self.path = folder / "ci" / source.name
+        public, _ = generate(folder / "key")
+        sign(self.path, folder / "key")
+        self.trust = trust_of((public,))
+        self.receipt = read(self.path)
+        self.files = [self.path, Path(f"{self.path}.dsse")]
+        self.files += [self.path.parent / side.file for side in self.receipt.side_files]
+        self.contents = {file: file.read_bytes() for file in self.files}
+
+    def tampered(self, rng: random.Random) -> str:
+        import tamper as t
+
+        from receipts.errors import ReceiptError
+        from receipts.read import read, read_table
+        from receipts.sign import check_signature, read_envelope
+
+        file = rng.choice(self.files)
+        before = self.contents[file]
+        after = before
+        while after == before:
+            after = t.flipped(before, rng)
+        file.write_bytes(after)
+        try:
+            receipt = read(self.path)
+            for side in receipt.side_files:
+                if self.path.parent / side.file == file:
+                    read_table(self.path, side)
+            good = {verdict.name: verdict.held for verdict in check_signature(self.path, receipt, self.trust)}
+            if not (good.get("signature.statement") and good.get("signature.threshold")):
+                return "signature"
+            if file.suffix == ".dsse":  # its own white space signs nothing and says nothing
+                file.write_bytes(before)
+                whole = read_envelope(file)
+                file.write_bytes(after)
+                return "signature" if read_envelope(file) != whole else "the same envelope"
+            return ""
+        except ReceiptError as error:
+            return f"reading ({type(error).__name__})"
+        finally:
+            file.write_bytes(before)
+
+
+def table(tried: Counter[str], caught: Counter[str]) -> tuple[str, bool]:
+    """The table, and whether every promise is kept."""
+    lines = [f"{'kind':<44} {'tampers':>9} {'caught':>9} {'share':>9}  promise"]
+    kept = True
+    for kind in sorted(tried):
+        if kind == "bytes that change no value":
+            lines.append(f"{kind:<44} {tried[kind]:>9} {'–':>9} {'–':>9}  white space, or 1.0 for 1")
+            continue
+        share = 100 * caught[kind] / tried[kind]
+        promise = PROMISES.get(kind)
+        ok = promise is None or share >= promise
+        kept &= ok
+        said = "" if promise is None else f"≥ {promise:g} % {'kept' if ok else 'NOT KEPT'}"
+        lines.append(f"{kind:<44} {tried[kind]:>9} {caught[kind]:>9} {share:>8.2f}%  {said}")
+    lines.append(f"{'all':<44} {sum(n for k, n in tried.items() if 'by replay' not in k):>9}")
+    return "\n".join(lines), kept
+
+
+def main() -> None:
+    """Run, print, and leave with the code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "tamper", help="of the two real receipts")
+    parser.add_argument("--receipts", type=Path, nargs=2, help="two receipts of one's own instead")
+    parser.add_argument("--missed", action="store_true", help="list the fields of which changes were not caught")
+    arguments = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    first, second = arguments.receipts or real_receipts(arguments.folder)
+    begin = time.monotonic()
+    tried, caught, how = tamper(first, second, arguments.runs, arguments.seed)
+    text, kept = table(tried, caught)
+    print(text)
+    print(f"{time.monotonic() - begin:.0f} s")
+    if arguments.missed:
+        for kind in sorted(how):
+            print(kind, *(f"\n  {n:>7} {name}" for name, n in how[kind].most_common(30)))
+    sys.exit(0 if kept else 1)
+
+
+if __name__ == "__main__":
+    main()
