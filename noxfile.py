@@ -22,7 +22,11 @@ nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether 
 ROOT = Path(__file__).parent
 RECEIPT = Path("ci/inference.json")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-FUZZING = (("--target=container", "--runs=1800000"), ("--target=model", "--runs=300000"))
+FUZZING = (
+    ("--target=container", "--runs=1800000"),
+    ("--target=model", "--runs=300000"),
+    ("--target=receipt", "--runs=2000000", "--seconds=14400"),
+)
 REFERENCE_UNAVAILABLE = 4  # the exit code of a run that could not conclude anything
 
 
@@ -77,7 +81,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the reader, 2.1 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
+    """Fuzz the readers, 4.1 million executions unless told: nox -s fuzz -- --target receipt --runs 100000."""
     install(session, "fuzz")
     try:
         session.run("python", "-c", "import atheris", silent=True)
@@ -87,6 +91,13 @@ def fuzz(session: nox.Session) -> None:
         engine = "hypothesis"
     for arguments in [session.posargs] if session.posargs else FUZZING:
         session.run("python", "tests/fuzz_run.py", "--engine", engine, *arguments)
+
+
+@nox.session(default=False)
+def tamper(session: nox.Session) -> None:
+    """Tamper with real receipts 10⁵ times and print what was caught: nox -s tamper -- --runs 10000 --missed."""
+    install(session, "test")
+    session.run("python", "tests/tamper_run.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -60,7 +60,10 @@ class EngineReplayer:
         if len(case.prompt_ids) + len(case.generated_ids) > room:
             raise ReceiptError(f"more ids than the model's context of {room}")
         again = Case(name=case.name, ids=case.prompt_ids, n_greedy=len(case.generated_ids))
-        return evidence.case_record(case.model, engine, again)
+        try:
+            return evidence.case_record(case.model, engine, again)
+        except BitNetError as error:
+            raise ReceiptError(f"{case.name}: the engine refuses it: {error.what}") from None
 
     def _engine(self, path: Path, sha256: str, numerics: Numerics | None) -> EngineRunner:
         key = sha256, "" if numerics is None else repr(numerics.to_dict())

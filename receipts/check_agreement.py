@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 
 from receipts.lanes import RUNGS
-from receipts.rule import Finding, View, rule
+from receipts.rule import Finding, View, key, rule
 from receipts.summary import ENGINE
+
+#: Counts and values that sentences quote; two digits are given, so that 6 % is their rounding.
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
+_COUNTS = re.compile(
+    r"^(\d+) texts have|^(\d+) tensors decode|at \d{1,15} of (\d{1,15}) positions|^\d{1,15} of (\d{1,15}) greedy"
+)
+_LARGEST = re.compile(rf"\blargest {_NUMBER}")
+_MEDIAN = re.compile(rf"^median {_NUMBER}")
+_NOISE = re.compile(rf"limit: {_NUMBER} × the noise of {_NUMBER}")
+_PAIR = re.compile(r": (\d{1,9}\.\d{6}) here, (\d{1,9}\.\d{6}) there")
+_SIX_DECIMALS = 1.1e-6  # two numbers rounded at half of the sixth decimal each, and what doubles add
 
 #: Rungs whose limit no noise widens: it is one number wherever it stands.
 _FIXED = ("tokens", "weights", "operations", "greedy")
@@ -77,10 +90,69 @@ def lanes_limits(view: View) -> Iterator[Finding]:
                 yield path, "a magnitude is negative"
             if rung.outcome not in ("pass", "fail") or not rung.metric:
                 continue
-            key = (rung.name if rung.name in _FIXED else f"{i}", rung.metric)
-            if key in seen and seen[key] != rung.limit:
-                yield f"{path}.limit", f"{rung.limit}, but {seen[key]} elsewhere for {rung.metric!r:.60}"
-            seen.setdefault(key, rung.limit)
+            where = (rung.name if rung.name in _FIXED else f"{i}", rung.metric)
+            if where in seen and seen[where] != rung.limit:
+                yield f"{path}.limit", f"{rung.limit}, but {seen[where]} elsewhere for {rung.metric!r:.60}"
+            seen.setdefault(where, rung.limit)
+
+
+@rule("rungs.counts", "Rungs that passed count every tensor of the model, and every token that its cases generated.")
+def rungs_counts(view: View) -> Iterator[Finding]:
+    """Scales that are tensors of their own, one a projection, are compared with their weights."""
+    models = view.models()
+    generated: dict[object, int] = {}
+    for case in view.receipt.cases:
+        place = key(case.model, case.numerics)
+        generated[place] = generated.get(place, 0) + len(case.generated_ids)
+    for i, lane in enumerate(view.receipt.lanes):
+        for j, rung in enumerate(lane.rungs):
+            if rung.outcome != "pass" or lane.model not in models:
+                continue
+            model, path = models[lane.model], f"lanes[{i}].rungs[{j}].compared"
+            tensors = sum(model.tensor_types.values())
+            scales = 7 * model.hyper_parameters.n_layer
+            if rung.name == "weights" and rung.compared not in (tensors, tensors - scales):
+                yield path, f"{rung.compared}, but the model has {tensors} tensors"
+            tokens = generated.get(key(lane.model, lane.numerics), 0)
+            if rung.name == "greedy" and tokens and rung.compared != tokens:
+                yield path, f"{rung.compared}, but the cases generated {tokens} tokens"
+
+
+@rule("rungs.why", "The sentence of a rung that passed quotes its own numbers.")
+def rungs_why(view: View) -> Iterator[Finding]:
+    """A person reads the sentence, a machine the number; neither may be told something else."""
+    for i, lane in enumerate(view.receipt.lanes):
+        for j, rung in enumerate(lane.rungs):
+            path = f"lanes[{i}].rungs[{j}].why"
+            if rung.outcome != "pass":
+                continue
+            if (said := _COUNTS.search(rung.why)) and int(next(filter(None, said.groups()))) != rung.compared:
+                yield path, f"{said[0]!r}, but {rung.compared} were compared"
+            for pattern, value, slack in (
+                (_LARGEST, rung.measured if rung.metric.startswith("largest") else None, 0.06),
+                (_MEDIAN, rung.measured if rung.metric.startswith("median") else None, 0.06),
+                (_NOISE, rung.limit, 0.06),
+            ):
+                quoted = pattern.search(rung.why)
+                if quoted and value is not None:
+                    number = math.prod(float(part) for part in quoted.groups())
+                    if not math.isclose(number, value, rel_tol=slack):
+                        yield path, f"{quoted[0]!r}, but the number is {value:g}"
+            if (pair := _PAIR.search(rung.why)) and rung.measured is not None:
+                apart = abs(float(pair[1]) - float(pair[2]))
+                if abs(apart - rung.measured) > _SIX_DECIMALS:
+                    yield path, f"{pair[0]!r}, but the difference is {rung.measured:g}"
+
+
+@rule("models.same_weights", "Models with the same ternary weights have the same shape and the same tokenizer.")
+def models_same_weights(view: View) -> Iterator[Finding]:
+    """One is a copy of the other in another container."""
+    first: dict[str, tuple[object, ...]] = {}
+    tokenizers = {t.model: (t.sha256, t.kind, t.n_vocab) for t in view.receipt.tokenizers}
+    for i, model in enumerate(view.receipt.models):
+        said = (model.hyper_parameters, model.activation, tokenizers.get(model.name))
+        if first.setdefault(model.weights_sha256, said) != said:
+            yield f"models[{i}]", "is a copy of one before, but not in shape, activation or tokenizer"
 
 
 @rule("lanes.required_rungs", "Required rungs are listed once, in the order of the ladder, and only where the lane is.")

@@ -20,10 +20,13 @@ _PHASES = {"logits": "prefill", "decode": "decode"}
 @rule("tables.operations", "The operations rung is the worst row of its lane, and counts its rows and integer sums.")
 def tables_operations(view: View) -> Iterator[Finding]:
     """Integer sums are counted in the rung alone: seven a layer or none. A recording may lack some rows of them."""
-    for path, rung, rows in _rungs(view, "operations", "operations"):
+    obtained = {reference.key: reference.obtained for reference in view.receipt.references}
+    for path, lane, rung, rows in _rungs(view, "operations", "operations"):
+        recorded = obtained.get(lane.reference) == "recorded"
         sums = sum(row["tap"] in PROJECTION_TAPS for row in rows)
         extra = rung.compared - len(rows)
-        if extra and not (extra % len(PROJECTION_TAPS) == 0 and sums <= extra < 2 * sums):
+        whole = extra == sums or (recorded and extra % len(PROJECTION_TAPS) == 0 and sums <= extra < 2 * sums)
+        if extra and not whole:
             yield f"{path}.compared", f"{rung.compared}, but the table has {len(rows)} rows, {sums} of projections"
         ratios = [row["ratio"] for row in rows]
         if not rung.metric.startswith("max"):
@@ -40,7 +43,7 @@ def tables_operations(view: View) -> Iterator[Finding]:
 def tables_positions(view: View) -> Iterator[Finding]:
     """Which of the two, the metric says."""
     for name, phase in _PHASES.items():
-        for path, rung, every in _rungs(view, name, "positions"):
+        for path, _, rung, every in _rungs(view, name, "positions"):
             rows = [row for row in every if row["phase"] == phase]
             if rung.compared != len(rows):
                 yield f"{path}.compared", f"{rung.compared}, but the table has {len(rows)} positions"
@@ -58,7 +61,7 @@ def tables_located(view: View) -> Iterator[Finding]:
     """Of the lane. Integer operations have no row."""
     for i, lane in enumerate(view.receipt.lanes):
         found = lane.located
-        rows = _rows(view, "operations", lane)
+        rows = [] if found is None else _by_lane(view, "operations").get(lane.name, [])
         if found is None or found.integer or not rows:
             continue
         fitting = [
@@ -103,14 +106,20 @@ def tables_places(view: View) -> Iterator[Finding]:
                 yield path, "a magnitude is negative"
 
 
-def _rungs(view: View, name: str, table: str) -> Iterator[tuple[str, Rung, list[Row]]]:
+def _rungs(view: View, name: str, table: str) -> Iterator[tuple[str, Lane, Rung, list[Row]]]:
     """Rungs that were judged, of lanes that have rows."""
+    grouped = _by_lane(view, table)
     for i, lane in enumerate(view.receipt.lanes):
-        rows = _rows(view, table, lane)
+        rows = grouped.get(lane.name, [])
         for j, rung in enumerate(lane.rungs):
             if rung.name == name and rung.outcome in ("pass", "fail") and rung.metric and rows:
-                yield f"lanes[{i}].rungs[{j}]", rung, rows
+                yield f"lanes[{i}].rungs[{j}]", lane, rung, rows
 
 
-def _rows(view: View, table: str, lane: Lane) -> list[Row]:
-    return [row for _, name, rows in tables(view) if name == table for row in rows if row["lane"] == lane.name]
+def _by_lane(view: View, table: str) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for _, name, rows in tables(view):
+        if name == table:
+            for row in rows:
+                grouped.setdefault(row["lane"], []).append(row)
+    return grouped

@@ -144,7 +144,8 @@ def _tokenizers(receipt: Receipt, model: Model, runner: Runner) -> Iterator[Repl
             continue
         found = runner.tokenizer(model)
         path = f"tokenizers[{i}]"
-        if found is None or record.source != "embedded":  # one from elsewhere depends on what lies around here
+        if found is None or (record.source != "embedded" and found.source != "embedded"):
+            # One from elsewhere depends on what lies around here; a model's own is always preferred to it.
             why = "it did not come from the model's file, and is not here"
             yield Replayed(name="replay.tokenizer", outcome="pass", path=path, why=f"not recomputed: {why}")
             continue

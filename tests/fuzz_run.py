@@ -15,18 +15,33 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "fixtures" / "fuzz"
-MAX_INPUT = {"container": 8_192, "model": 32_768}  # bytes; more makes it slow, and finds no more
-BATCH = {"container": 150_000, "model": 40_000}  # executions of one process: atheris keeps some memory after each
+MAX_INPUT = {"container": 8_192, "model": 32_768, "receipt": 12_288}  # bytes; more makes it slow, and finds no more
+BATCH = {
+    "container": 150_000,
+    "model": 40_000,
+    "receipt": 400_000,
+}  # executions of one process: atheris keeps some memory after each
 #: What reads the file. The kernels are left out: numba compiles their byte code, so it must stay as it is.
 INSTRUMENTED = (
     *("bitnet.gguf", "bitnet.gguf_header", "bitnet.gguf_layout", "bitnet.gguf_shards", "bitnet.gguf_strings"),
     *("bitnet.gguf_types", "bitnet.architecture", "bitnet.weights", "bitnet.weight_statistics", "bitnet.validate"),
     *("bitnet.vocabulary", "bitnet.tokenizer", "bitnet.tokenizer_spm", "bitnet.pretokenizers", "bitnet.chat"),
     "bitnet.codecs",
+    *(
+        "receipts.codec",
+        "receipts.read",
+        "receipts.record",
+        "receipts.summary",
+        "receipts.sign",
+        "receipts.check_lanes",
+    ),
+    *("receipts.check_runs", "receipts.check_ledger", "receipts.check_agreement", "receipts.check_subject"),
 )
 
 
@@ -39,10 +54,21 @@ def on_hang(*_: object) -> None:
     raise Hang("over 2 s of CPU")
 
 
-def keep(raw: bytes) -> Path:
+def examiner(target: str) -> Callable[[bytes], object]:
+    """What takes an input of a target."""
+    if target == "receipt":
+        from fuzz_receipt import examine_receipt
+
+        return examine_receipt
+    from fuzz_target import examine
+
+    return partial(examine, container=target == "container")
+
+
+def keep(raw: bytes, target: str) -> Path:
     """Write an input that is a finding."""
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.gguf"
+    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.{'json' if target == 'receipt' else 'gguf'}"
     path.write_bytes(raw)
     return path
 
@@ -75,20 +101,21 @@ def batch(arguments: argparse.Namespace) -> None:
     import atheris
 
     with atheris.instrument_imports(include=list(INSTRUMENTED)):
-        from fuzz_target import examine
+        examine = examiner(arguments.target)
     from fuzz_seeds import write_corpus
 
     FINDINGS.mkdir(parents=True, exist_ok=True)  # libFuzzer wants it to be there
-    write_corpus(arguments.folder / "seeds")
+    seeds = arguments.folder / f"seeds-{arguments.target}"
+    write_corpus(seeds, receipts=arguments.target == "receipt")
     corpus = arguments.folder / f"corpus-{arguments.target}"
     corpus.mkdir(exist_ok=True)
 
     def one(raw: bytes) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 2.0)  # the process may be paused, so hours of wall time mean nothing
         try:
-            examine(raw, container=arguments.target == "container")
+            examine(raw)
         except Exception:
-            print(f"finding: {keep(raw)}", file=sys.stderr)
+            print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
@@ -105,7 +132,7 @@ def batch(arguments: argparse.Namespace) -> None:
         "-print_final_stats=1",
         f"-seed={arguments.seed}",
     ]
-    atheris.Setup([sys.argv[0], *flags, str(corpus), str(arguments.folder / "seeds")], one)
+    atheris.Setup([sys.argv[0], *flags, str(corpus), str(seeds)], one)
     atheris.Fuzz()
 
 
@@ -113,7 +140,8 @@ def with_hypothesis(arguments: argparse.Namespace) -> None:
     """Random damage, without any guide but the places where things lie."""
     import hypothesis
     from fuzz_damage import damaged
-    from fuzz_target import examine
+
+    examine = examiner(arguments.target)
 
     begin, done = time.monotonic(), 0
 
@@ -125,16 +153,16 @@ def with_hypothesis(arguments: argparse.Namespace) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
     )
-    @hypothesis.given(damaged())
+    @hypothesis.given(damaged(receipts=arguments.target == "receipt"))
     def one(raw: bytes) -> None:
         nonlocal done
         if time.monotonic() - begin > arguments.seconds:
             return
         done += 1
         try:
-            examine(raw, container=arguments.target == "container")
+            examine(raw)
         except Exception:
-            print(f"finding: {keep(raw)}", file=sys.stderr)
+            print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
 
     one()
@@ -145,7 +173,7 @@ def main() -> None:
     """Choose the engine and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=["atheris", "batch", "hypothesis"], default="atheris")
-    parser.add_argument("--target", choices=["container", "model"], default="model", help="how far inputs are taken")
+    parser.add_argument("--target", choices=list(MAX_INPUT), default="model", help="how far inputs are taken")
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import struct
 from pathlib import Path
 
@@ -9,6 +11,9 @@ import gguf_bytes
 import small_models
 
 from bitnet.gguf import GGMLType, ValueType
+from fixtures.receipts.build import HERE as RECEIPTS
+from receipts.record import Case, Lane, Ledger, Receipt, Rung
+from receipts.sign import PAYLOAD_TYPE
 
 
 def seeds() -> dict[str, bytes]:
@@ -43,10 +48,31 @@ def dictionary() -> list[bytes]:
     return words
 
 
-def write_corpus(folder: Path) -> None:
+def receipt_seeds() -> dict[str, bytes]:
+    """Receipts by name: valid ones, small parts of them, an envelope, and texts that were refused once."""
+    found = {f"valid {path.stem}": path.read_bytes() for path in sorted((RECEIPTS / "valid").glob("*.json"))}
+    small = [path for path in sorted((RECEIPTS / "invalid").glob("*.json")) if path.stat().st_size < 10_000]
+    found |= {f"invalid {path.stem}": path.read_bytes() for path in small}
+    payload = base64.b64encode(b'{"subject":[{"name":"r.json"}]}').decode()
+    signature = {"keyid": "00", "sig": base64.b64encode(bytes(64)).decode()}
+    envelope = {"payloadType": PAYLOAD_TYPE, "payload": payload, "signatures": [signature]}
+    return found | {"envelope": json.dumps(envelope).encode()}
+
+
+def receipt_dictionary() -> list[bytes]:
+    """Names of fields, and values that mean something."""
+    words = [f'"{name}"'.encode() for record in (Receipt, Lane, Rung, Case, Ledger) for name in record.__slots__]
+    words += [b'"pass"', b'"fail"', b"null", b"true", b"1e999", b"NaN", b"-0", b"18446744073709551615", b"[]", b"{}"]
+    return [*words, b"\\ud800", b"\xf0\x9f\x98\x80", b'"1.0.0"', b"9007199254740993"]
+
+
+def write_corpus(folder: Path, *, receipts: bool = False) -> None:
     """One file for each seed, and `dictionary.txt` beside the folder, as libFuzzer reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, raw in seeds().items():
+    for name, raw in (receipt_seeds() if receipts else seeds()).items():
         (folder / name.replace(" ", "-")).write_bytes(raw)
-    lines = ['"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in dictionary()]
+    lines = [
+        '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"'
+        for word in (receipt_dictionary() if receipts else dictionary())
+    ]
     (folder.parent / "dictionary.txt").write_text("\n".join(lines) + "\n")

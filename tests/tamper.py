@@ -1,7 +1,7 @@
 """Random tampering with real receipts, and whether it is caught: the kinds of damage, and the checks in their order.
 
-`caught_by` asks the checks of `receipts.verify` one after another and stops at the first that refuses, which is what makes
-10⁵ tampers affordable; `tests/test_tamper.py` shows on samples that it and the verifier agree.
+`caught_by` asks the checks of `receipts.verify` one after another and stops at the first that refuses, which is what
+makes 10⁵ tampers affordable; `tests/test_tamper.py` shows on samples that it and the verifier agree.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import json
 import random
 import re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from receipts import codec
 from receipts.codec import canonical, digest_of
 from receipts.errors import ReceiptError
-from receipts.read import decode, parse
+from receipts.read import check_version, decode, parse
 from receipts.record import Receipt
 from receipts.rule import RULES, View
 from receipts.schema import problems
@@ -33,7 +34,9 @@ WORDS = re.compile(
     r"(supports|does_not)\[\d+\])$|^\.claims"
 )
 #: What the engine computed, and on which file: what a replay computes again.
-RESULTS = re.compile(r"^\.(cases|models|tokenizers)\[")
+RESULTS = re.compile(r"^\.(cases|models|tokenizers)\[\d+\](?!\.(name|file|model)$)")
+#: The machine: nothing follows from its description but which instruction sets there are.
+MACHINE = re.compile(r"^\.environment\.")
 #: Digits and names that a liar would put in the place of others.
 HEX = re.compile(r"[0-9a-f]{40,64}")
 
@@ -47,6 +50,7 @@ class Original:
     data: Json
     tables: tuple[Any, ...]
     raw_tables: tuple[bytes, ...]
+    receipt: Receipt
 
 
 def original(path: Path) -> Original:
@@ -54,16 +58,16 @@ def original(path: Path) -> Original:
     data = json.loads(content)
     raw = tuple((path.parent / side["file"]).read_bytes() for side in data["side_files"])
     tables = tuple(rows_of(s["table"], json.loads(r)) for s, r in zip(data["side_files"], raw, strict=True))
-    return Original(path, content, data, tables, raw)
+    return Original(path, content, data, tables, raw, decode(data))
 
 
-def caught_by(data: Json, tables: tuple[Any, ...]) -> str:
-    """The first check that refuses a receipt, or ""."""
+def caught_by(data: Json, tables: tuple[Any, ...], *, digest: bool = True) -> str:
+    """The first check that refuses a receipt, or "". Where the digest was made again it need not be made twice."""
     try:
         receipt = decode(data)
     except ReceiptError:
         return "form.fields"
-    if receipt.digest != digest_of(data):
+    if digest and receipt.digest != digest_of(data):
         return "form.digest"
     found = broken_rule(receipt, tables)
     return found or ("form.schema" if problems(data, limit=1) else "")
@@ -95,7 +99,14 @@ def caught_in_bytes(content: bytes, source: Original) -> str:
         return "form.json"
     if data == source.data and repr(data) == repr(source.data):
         return "the same"
-    found = caught_by(data, source.tables) if isinstance(data, dict) else "form.json"
+    if not isinstance(data, dict):
+        return "form.json"
+    try:
+        if data.get("digest") != digest_of(data):
+            return "form.digest"
+    except ReceiptError:
+        return "form.fields"  # what has no canonical form is no number, or no text
+    found = caught_by(data, source.tables, digest=False)
     if not found and canonical(data) == canonical(source.data):
         return "the same"  # 1.0 and 1, in another spelling
     return found
@@ -151,15 +162,29 @@ def other(value: Json, path: str, pool: list[Json], rng: random.Random) -> Json:
 
 
 def changed(source: Original, way: tuple[Any, ...], path: str, pool: list[Json], rng: random.Random) -> Json | None:
-    """The receipt's JSON with one leaf changed and its digest made again; None where that says the same."""
+    """The receipt's JSON with one leaf changed; its digest counts as made again. None where that says the same."""
     data = spine(source.data, way)
     holder = reach(data, way[:-1])
     before = holder[way[-1]]
     holder[way[-1]] = other(before, path, pool, rng)
     if holder[way[-1]] == before:
         return None
-    data["digest"] = digest_of(data)
     return data
+
+
+def caught_in_field(data: Json, source: Original) -> str:
+    """As `caught_by`; a side file is listed as it is, or it is not found, or it is another one."""
+    if data["side_files"] != source.data["side_files"]:
+        return "side_files.content"
+    parts = [name for name, value in data.items() if value is not source.data[name]]
+    try:  # `decode`, but for the parts that are shared with the original
+        check_version(data["schema_version"])
+        new = {name: codec._decode(codec.hints(Receipt)[name], data[name], name) for name in parts}
+    except ReceiptError:
+        return "form.fields"
+    receipt = replace(source.receipt, **new)
+    found = broken_rule(receipt, source.tables)
+    return found or ("form.schema" if problems(data, limit=1) else "")
 
 
 def spine(data: Json, way: tuple[Any, ...]) -> Json:
@@ -173,8 +198,11 @@ def spine(data: Json, way: tuple[Any, ...]) -> Json:
 # ---- side files and lanes ------------------------------------------------------------------------------------------
 
 
-def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Json, tuple[Any, ...], str]:
-    """Another table in the place of one, listed as if it had always been: (data, tables, how)."""
+def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Json, tuple[Any, ...], str] | None:
+    """Another table in the place of one, listed as if it had always been: (data, tables, how).
+
+    None where it is the same: two runs of one engine often agree to the bit.
+    """
     data = deepcopy({"side_files": source.data["side_files"]}) | {
         k: v for k, v in source.data.items() if k != "side_files"
     }
@@ -202,12 +230,13 @@ def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Js
             rows.insert(j, rows[j])
     content = canonical(rows)
     digest = hashlib.sha256(content).hexdigest()
+    if digest == side["sha256"]:
+        return None
     side |= {"file": f"rows/{digest}.json", "sha256": digest, "bytes": len(content), "rows": len(rows)}
     try:
         tables[i] = rows_of(side["table"], rows)
     except ReceiptError as error:
         tables[i] = error
-    data["digest"] = digest_of(data)
     return data, tuple(tables), how
 
 
@@ -226,5 +255,4 @@ def spliced(source: Original, foreign: Original, rng: random.Random) -> tuple[Js
     if new == lane:
         return None
     data["lanes"][i] = new
-    data["digest"] = digest_of(data)
     return data, how

@@ -78,21 +78,25 @@ def tamper(
         if data is None:
             continue
         fields += 1
-        by = t.caught_by(data, source.tables)
-        enter("fields: words" if t.WORDS.search(path) else "fields: evidence", by)
-        if not by:
+        by = t.caught_in_field(data, source)
+        kind = "machine" if t.MACHINE.search(path) else "words" if t.WORDS.search(path) else "evidence"
+        enter(f"fields: {kind}", by)
+        if not by and kind == "evidence":
             how.setdefault("missed", Counter())[path.translate(dict.fromkeys(b"0123456789"))] += 1
         if t.RESULTS.search(path):
             enter("fields: results, by replay", replayer.caught(data, by))
-    for _ in range(int(runs * SHARES["side files"])):
-        data, tables, what = t.swapped(source, foreign, rng)
-        enter(f"side files: {what}", t.caught_by(data, tables))
+    tables = 0
+    while tables < int(runs * SHARES["side files"]):
+        other = t.swapped(source, foreign, rng)
+        if other is not None:
+            tables += 1
+            enter(f"side files: {other[2]}", t.caught_by(other[0], other[1], digest=False))
     lanes = 0
     while lanes < int(runs * SHARES["lanes"]):
         made = t.spliced(source, foreign, rng)
         if made is not None:
             lanes += 1
-            enter(f"lanes: {made[1]}", t.caught_by(made[0], source.tables))
+            enter(f"lanes: {made[1]}", t.caught_by(made[0], source.tables, digest=False))
     return tried, caught, how
 
 
@@ -197,9 +201,10 @@ class Signed:
                 whole = read_envelope(file)
                 file.write_bytes(after)
                 return "signature" if read_envelope(file) != whole else "the same envelope"
-            return ""
         except ReceiptError as error:
             return f"reading ({type(error).__name__})"
+        else:
+            return ""
         finally:
             file.write_bytes(before)
 

@@ -67,7 +67,7 @@ def test_the_corpus_and_the_dictionary_are_what_libfuzzer_reads(tmp_path):
     for line in (tmp_path / "dictionary.txt").read_text().splitlines():
         assert line.startswith('"\\x')
         assert line.endswith('"')
-    assert set(BATCH) == set(MAX_INPUT) == {"container", "model"}
+    assert set(BATCH) == set(MAX_INPUT) == {"container", "model", "receipt"}
 
 
 def test_the_hypothesis_engine_counts_what_it_ran(tmp_path):
