@@ -53,6 +53,17 @@ def references_numerics(view: View) -> Iterator[Finding]:
             yield f"lanes[{i}].numerics", f"{', '.join(odd)[:80]} not as the reference declares it"
 
 
+@rule("votes.numerics", "An oracle that votes in a lane computed in the lane's numerics.")
+def votes_numerics(view: View) -> Iterator[Finding]:
+    """Whatever key it has: the lane's own, or that of a witness beside."""
+    references = {reference.key: reference for reference in view.receipt.references}
+    for i, lane in enumerate(view.receipt.lanes):
+        for name in sorted({name for vote in lane.votes for name, word in vote.witnesses.items() if word != "absent"}):
+            witness = references.get(name)
+            if witness is not None and witness.family == "oracle" and dict(witness.numerics) != dict(lane.numerics):
+                yield f"lanes[{i}].votes", f"{name!r} declares other numerics than the lane"
+
+
 @rule(
     "references.models", "A reference ran on its lane's model, or the weights are compared; the oracle on one listed."
 )
