@@ -10,6 +10,7 @@ import fuzz_seeds
 import fuzz_target
 import pytest
 from fuzz_damage import damaged
+from fuzz_receipt import examine_receipt
 from fuzz_run import BATCH, FINDINGS, MAX_INPUT
 from fuzz_target import Finding, examine
 from hypothesis import HealthCheck, given, settings
@@ -75,3 +76,23 @@ def test_the_hypothesis_engine_counts_what_it_ran(tmp_path):
     done = subprocess.run([*command, f"--folder={tmp_path}"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "executions, 0 findings" in done.stdout
+
+
+RECEIPTS = fuzz_seeds.receipt_seeds()
+
+
+def test_what_was_found_once_in_receipts():
+    for path in sorted(FINDINGS.glob("*.json")):
+        examine_receipt(path.read_bytes())
+
+
+def test_the_seeds_of_receipts_reach_every_stage():
+    reached = {examine_receipt(raw) for raw in RECEIPTS.values()}
+    assert reached >= {"nothing", "json", "envelope", "verified"}
+    assert all(examine_receipt(RECEIPTS[name]) == "verified" for name in RECEIPTS if name.startswith("valid"))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(damaged(receipts=True))
+def test_damage_gives_a_receipt_or_our_error(raw):
+    examine_receipt(raw)

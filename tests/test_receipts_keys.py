@@ -24,7 +24,7 @@ def test_the_private_key_is_its_owners_alone(tmp_path):
     generate(tmp_path / "key")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     (tmp_path / "key").chmod(0o640)
-    with pytest.raises(SettingError, match="read by others .mode 0640.*\n.*chmod 600"):
+    with pytest.raises(SettingError, match=r"read by others .mode 0640.*\n.*chmod 600"):
         read_private(tmp_path / "key")
 
 

@@ -131,3 +131,61 @@ def test_importing_receipts_loads_nothing_heavy():
     heavy = ["jsonschema", "rich", "typer", "numpy", "numba", "bitnet", "reference", "matplotlib"]
     done = subprocess.run([sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_form_is_printed(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert "<testsuites" in call("verify", HERE / "valid" / "full.json", "--format", "junit")[1]
+    assert "::notice" in call("gate", HERE / "valid" / "full.json", "--format", "github")[1]
+    assert "gate passed" in (tmp_path / "summary.md").read_text()
+    assert '"2.1.0"' in call("verify", HERE / "valid" / "full.json", "--format", "sarif")[1]
+
+
+def test_keys_signatures_and_trust(call, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_bytes((HERE / "valid" / "minimal.json").read_bytes())
+    assert call("keygen", tmp_path / "key")[0] == 0
+    assert call("keygen", tmp_path / "key")[0] == 2
+    asked = ("verify", path, "--require-signature", "--key", tmp_path / "key.pub")
+    assert call(*asked)[0] == 5
+    assert call("sign", path, "--key", tmp_path / "key")[0] == 0
+    assert call(*asked)[0] == 0
+    assert call("verify", path, "--require-signature")[0] == 2
+    path.write_text(path.read_text() + " ")
+    assert call(*asked)[0] == 5
+
+
+def test_a_false_receipt_is_not_signed(call, tmp_path):
+    call("keygen", tmp_path / "key")
+    code, _, err = call("sign", HERE / "invalid" / "rate-invented.json", "--key", tmp_path / "key")
+    assert code == 5
+    assert "not signed" in err
+    assert not (HERE / "invalid" / "rate-invented.json.dsse").exists()
+
+
+def test_policies(call, tmp_path):
+    code, out, _ = call("gate", HERE / "valid" / "full.json", "--policy", "release")
+    assert code == 1
+    assert "gate.evidence" in out
+    (tmp_path / "gate.toml").write_text("version = 1\n[evidense]\n")
+    code, _, err = call("gate", HERE / "valid" / "full.json", "--policy", tmp_path / "gate.toml")
+    assert code == 2
+    assert "evidense" in err
+
+
+def test_explain_diff_and_history(call):
+    minimal, full = HERE / "valid" / "minimal.json", HERE / "valid" / "full.json"
+    assert "What it does not show" in call("explain", minimal)[1]
+    assert call("diff", minimal, minimal)[0] == 0
+    assert call("diff", minimal, full)[0] == 1
+    assert call("diff", minimal, HERE / "invalid" / "rate-invented.json")[0] == 5
+    assert call("history", HERE / "valid")[0] == 0
+    assert json.loads(call("history", HERE / "valid", "--format", "json")[1])
+    assert call("history", HERE / "none")[0] == 2
+
+
+def test_replay_needs_an_engine(call, monkeypatch):
+    monkeypatch.setattr("receipts.replay.entry_points", lambda group: [])
+    code, _, err = call("replay", HERE / "valid" / "minimal.json")
+    assert code == 4
+    assert "python -m crossval replay" in err
