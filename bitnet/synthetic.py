@@ -127,8 +127,7 @@ def _after(
     def data() -> NDArray[np.uint8]:
         done(begun, total)
         assert callable(tensor.data)
-        made: NDArray[np.uint8] = tensor.data()
-        return made
+        return np.asarray(tensor.data())
 
     return data
 
