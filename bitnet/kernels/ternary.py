@@ -1,0 +1,154 @@
+"""Ternary matrix × activations over tiles, one loop for one token and for many, in every variant.
+
+A tile is read once and multiplied by the activations of up to eight tokens. Work is split by rows of tiles (16 rows);
+sums are exact integers, so neither the split, nor the number of tokens, nor the variant shows in a result.
+
+Device functions take and give what other kernels can inline; the kernels below them are what `linear.py` calls:
+
+    v             variant (`variants.Variant`)
+    tiles         [row tiles, column tiles, 64] uint8
+    q             [n_token, columns of all tiles] int8, padded with zeros
+    total         [n_token] int32, the sum of a token's codes ([n_token, blocks] for blocks of 256)
+    begin, end    row tiles
+    out           [n_token, n_row]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bitnet.kernels import dot
+from bitnet.kernels.compile import device, kernel
+
+_f32 = np.float32
+
+#: Bytes of weights that are fetched ahead.
+AHEAD = 4096
+#: Bytes of activations that are used for all rows before the next tokens' are: they stay in a second-level cache.
+_RESIDENT = 1 << 17
+#: Tokens that share one reading of a tile.
+_BLOCK = 8
+
+
+@device
+def _accumulate(v, sums, tiles, at, n_tile, q, at_q, stride):
+    """`sums` plus the products of `n_tile` tiles, the first at `tiles[at]`."""
+    group, columns = dot.group(v), dot.columns(v)
+    for first in range(0, n_tile, group):
+        partial = dot.start(v, sums)
+        for tile in range(first, min(first + group, n_tile)):
+            dot.prefetch(tiles, at + 64 * tile + AHEAD)
+            partial = dot.add(partial, tiles, at + 64 * tile, q, at_q + columns * tile, stride)
+        sums = dot.flush(partial, sums)
+    return sums
+
+
+@device
+def _tile_rows(v, zero, tiles, at, n_tile, q, at_q, stride, sums):
+    """Sums of the 16 rows of a row tile for the tokens of `zero`, to `sums[16 · t + row]`."""
+    for row in range(0, 16, dot.rows(zero)):
+        found = _accumulate(v, zero, tiles, at + 4 * row, n_tile, q, at_q, stride)
+        dot.store(found, sums, row)
+
+
+@device
+def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, sums):
+    """Sums of digits × codes of one row tile for 1, 2, 4 or 8 tokens.
+
+    Args:
+        tiles, q: Flat.
+        at: Of the row tile's first byte.
+        n_tile: Tiles to add; their columns begin at `q[at_q]`, and the next token's `stride` further.
+        sums: Int32; token t's 16 rows go to `sums[16 · t :]`.
+    """
+    if n_token == 1:
+        _tile_rows(v, dot.zero(v, 1), tiles, at, n_tile, q, at_q, stride, sums)
+    elif n_token == 2:
+        _tile_rows(v, dot.zero(v, 2), tiles, at, n_tile, q, at_q, stride, sums)
+    elif n_token == 4:
+        _tile_rows(v, dot.zero(v, 4), tiles, at, n_tile, q, at_q, stride, sums)
+    else:
+        _tile_rows(v, dot.zero(v, 8), tiles, at, n_tile, q, at_q, stride, sums)
+
+
+@device
+def take(n_token):
+    """How many of `n_token` tokens the next block has: 8, 4, 2 or 1."""
+    if n_token >= 8:
+        return 8
+    return 4 if n_token >= 4 else (2 if n_token >= 2 else 1)
+
+
+@device
+def resident_tokens(n_col):
+    """Tokens whose activations are used for all rows before the next ones'."""
+    return max(_BLOCK, _RESIDENT // n_col // _BLOCK * _BLOCK)
+
+
+@device
+def scaled(sums, total, scale, tensor_scale, row, out):
+    """The results of one token and one row tile: (sum − total) ÷ the token's scale × the tensor's, to out[row:]."""
+    n = min(16, out.size - row)
+    if n == 16:
+        for r in range(16):
+            out[row + r] = _f32(_f32(sums[r] - total) / scale) * tensor_scale
+    else:
+        for r in range(n):
+            out[row + r] = _f32(_f32(sums[r] - total) / scale) * tensor_scale
+
+
+@device
+def matvec(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
+    """One token: q [columns], out [n_row], sums [16] scratch; the rest as `ternary_int8_token`."""
+    n_tile = tiles.shape[1]
+    flat = tiles.reshape(-1)
+    for tile_row in range(begin, end):
+        _tile_rows(v, dot.zero(v, 1), flat, tile_row * n_tile * 64, n_tile, q, 0, 0, sums)
+        scaled(sums, total, scale, tensor_scale, 16 * tile_row, out)
+
+
+@device
+def matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
+    """Any number of tokens; sums [128] scratch."""
+    n_token, stride = q.shape
+    n_tile = tiles.shape[1]
+    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
+    step = resident_tokens(stride)
+    for first in range(0, n_token, step):
+        last = min(first + step, n_token)
+        for tile_row in range(begin, end):
+            t = first
+            while t < last:
+                n = take(last - t)
+                row_tile_sums(v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n, sums)
+                for i in range(n):
+                    scaled(sums[16 * i :], total[t + i], scale[t + i], tensor_scale, 16 * tile_row, out[t + i])
+                t += n
+
+
+@kernel
+def ternary_int8_token(v, tiles, q, total, scale, tensor_scale, begin, end, out):
+    """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
+    sums = np.empty(16 * _BLOCK, np.int32)
+    if q.shape[0] == 1:
+        matvec(v, tiles, q[0], total[0], scale[0], tensor_scale, begin, end, sums, out[0])
+    else:
+        matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out)
+
+
+@kernel
+def ternary_sums(v, tiles, q, total, begin, end, out):
+    """The integer sums alone, int32 (for the comparison of integers)."""
+    n_token, stride = q.shape
+    n_tile, n_row = tiles.shape[1], out.shape[1]
+    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
+    sums = np.empty(16 * _BLOCK, np.int32)
+    for tile_row in range(begin, end):
+        t = 0
+        while t < n_token:
+            n = take(n_token - t)
+            row_tile_sums(v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n, sums)
+            for i in range(n):
+                for row in range(16 * tile_row, min(16 * tile_row + 16, n_row)):
+                    out[t + i, row] = sums[16 * i + row % 16] - total[t + i]
+            t += n
