@@ -102,15 +102,29 @@ def _constant(value: int) -> Any:
     return build
 
 
-@intrinsic(prefer_literal=True)
-def zero(typingctx: Any, variant: Any, n_token: Any) -> Any:
-    """Sums of `n_token` tokens, a literal, for as many rows of a tile as the variant takes at once; all 0."""
-
+def _zero(variant: Any, n_token: int) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(signature.return_type.llvm, None)
 
-    n = n_token.literal_value
-    return Sums(n, variant.strategy.rows(n))(variant, n_token), build
+    return Sums(n_token, variant.strategy.rows(n_token))(variant), build
+
+
+@intrinsic
+def one(typingctx: Any, variant: Any) -> Any:
+    """Sums of one token for as many rows of a tile as the variant takes at once; all 0."""
+    return _zero(variant, 1)
+
+
+@intrinsic
+def few(typingctx: Any, variant: Any) -> Any:
+    """The same for half a block of tokens."""
+    return _zero(variant, variant.strategy.block // 2)
+
+
+@intrinsic
+def block(typingctx: Any, variant: Any) -> Any:
+    """The same for a block of tokens, as many as share one reading of a tile."""
+    return _zero(variant, variant.strategy.block)
 
 
 @intrinsic
@@ -181,6 +195,12 @@ def store(typingctx: Any, sums: Any, out: Any, at: Any) -> Any:
 def rows(typingctx: Any, sums: Any) -> Any:
     """How many rows of a tile `sums` holds, a constant."""
     return types.intp(sums), _constant(sums.rows)
+
+
+@intrinsic
+def tokens(typingctx: Any, sums: Any) -> Any:
+    """How many tokens `sums` is of, a constant."""
+    return types.intp(sums), _constant(sums.n_token)
 
 
 @intrinsic

@@ -32,9 +32,10 @@ class Strategy(Protocol):
     """What `dot.py` asks of a variant."""
 
     group: int
+    block: int  # tokens that share one reading of a tile, as many as the registers hold
 
     def rows(self, n_token: int) -> int:
-        """Rows of a tile taken at once: fewer for many tokens, whose accumulators need the registers."""
+        """Rows of a tile taken at once: half of them where 16 rows of all tokens need too many registers."""
 
     def vector(self, rows: int) -> ir.Type:
         """The type of one accumulator."""
@@ -95,9 +96,10 @@ class _Maddubs:
     """AVX2: pairs of products in int16."""
 
     group = 16
+    block = 4
 
     def rows(self, n_token: int) -> int:
-        return 16 if n_token < 4 else 8
+        return 16
 
     def vector(self, rows: int) -> ir.Type:
         return _of(_I16, 16)
@@ -129,9 +131,10 @@ class _Int16:
     """Any machine: products in int16, even and odd bytes apart."""
 
     group = 16
+    block = 4
 
     def rows(self, n_token: int) -> int:
-        return 16 if n_token < 4 else 8
+        return 16
 
     def vector(self, rows: int) -> ir.Type:
         return _of(_I16, 2 * rows)
@@ -181,6 +184,7 @@ class _Dot4:
         self.lanes, self.dot4, self.base3, self.barrier = lanes, dot4, base3, barrier
         self.planes = 5 if base3 else 4
         self.group = 256
+        self.block = 8
 
     def rows(self, n_token: int) -> int:
         return 16 if n_token < 4 or self.lanes == 16 else 8

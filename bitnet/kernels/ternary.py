@@ -26,8 +26,8 @@ _f32 = np.float32
 AHEAD = 4096
 #: Bytes of activations that are used for all rows before the next tokens' are: they stay in a second-level cache.
 _RESIDENT = 1 << 17
-#: Tokens that share one reading of a tile.
-_BLOCK = 8
+#: The most tokens that share one reading of a tile.
+BLOCK = 8
 
 
 @device
@@ -53,36 +53,28 @@ def _tile_rows(v, zero, tiles, at, n_tile, q, at_q, stride, sums):
 
 @device
 def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, sums):
-    """Sums of digits × codes of one row tile for 1, 2, 4 or 8 tokens.
+    """Sums of digits × codes of one row tile for the next few of `n_token` tokens; how many they were.
 
     Args:
         tiles, q: Flat.
         at: Of the row tile's first byte.
         n_tile: Tiles to add; their columns begin at `q[at_q]`, and the next token's `stride` further.
-        sums: Int32; token t's 16 rows go to `sums[16 · t :]`.
+        sums: Int32 [128]; token t's 16 rows go to `sums[16 · t :]`.
     """
-    if n_token == 1:
-        _tile_rows(v, dot.zero(v, 1), tiles, at, n_tile, q, at_q, stride, sums)
-    elif n_token == 2:
-        _tile_rows(v, dot.zero(v, 2), tiles, at, n_tile, q, at_q, stride, sums)
-    elif n_token == 4:
-        _tile_rows(v, dot.zero(v, 4), tiles, at, n_tile, q, at_q, stride, sums)
-    else:
-        _tile_rows(v, dot.zero(v, 8), tiles, at, n_tile, q, at_q, stride, sums)
-
-
-@device
-def take(n_token):
-    """How many of `n_token` tokens the next block has: 8, 4, 2 or 1."""
-    if n_token >= 8:
-        return 8
-    return 4 if n_token >= 4 else (2 if n_token >= 2 else 1)
+    if n_token >= dot.tokens(dot.block(v)):
+        _tile_rows(v, dot.block(v), tiles, at, n_tile, q, at_q, stride, sums)
+        return dot.tokens(dot.block(v))
+    if n_token >= dot.tokens(dot.few(v)):
+        _tile_rows(v, dot.few(v), tiles, at, n_tile, q, at_q, stride, sums)
+        return dot.tokens(dot.few(v))
+    _tile_rows(v, dot.one(v), tiles, at, n_tile, q, at_q, stride, sums)
+    return 1
 
 
 @device
 def resident_tokens(n_col):
     """Tokens whose activations are used for all rows before the next ones'."""
-    return max(_BLOCK, _RESIDENT // n_col // _BLOCK * _BLOCK)
+    return max(BLOCK, _RESIDENT // n_col // BLOCK * BLOCK)
 
 
 @device
@@ -103,7 +95,7 @@ def matvec(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
     n_tile = tiles.shape[1]
     flat = tiles.reshape(-1)
     for tile_row in range(begin, end):
-        _tile_rows(v, dot.zero(v, 1), flat, tile_row * n_tile * 64, n_tile, q, 0, 0, sums)
+        _tile_rows(v, dot.one(v), flat, tile_row * n_tile * 64, n_tile, q, 0, 0, sums)
         scaled(sums, total, scale, tensor_scale, 16 * tile_row, out)
 
 
@@ -119,8 +111,8 @@ def matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
         for tile_row in range(begin, end):
             t = first
             while t < last:
-                n = take(last - t)
-                row_tile_sums(v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n, sums)
+                at = tile_row * n_tile * 64
+                n = row_tile_sums(v, flat, at, n_tile, flat_q, t * stride, stride, last - t, sums)
                 for i in range(n):
                     scaled(sums[16 * i :], total[t + i], scale[t + i], tensor_scale, 16 * tile_row, out[t + i])
                 t += n
@@ -129,7 +121,7 @@ def matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
 @kernel
 def ternary_int8_token(v, tiles, q, total, scale, tensor_scale, begin, end, out):
     """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
-    sums = np.empty(16 * _BLOCK, np.int32)
+    sums = np.empty(16 * BLOCK, np.int32)
     if q.shape[0] == 1:
         matvec(v, tiles, q[0], total[0], scale[0], tensor_scale, begin, end, sums, out[0])
     else:
@@ -142,12 +134,12 @@ def ternary_sums(v, tiles, q, total, begin, end, out):
     n_token, stride = q.shape
     n_tile, n_row = tiles.shape[1], out.shape[1]
     flat, flat_q = tiles.reshape(-1), q.reshape(-1)
-    sums = np.empty(16 * _BLOCK, np.int32)
+    sums = np.empty(16 * BLOCK, np.int32)
     for tile_row in range(begin, end):
         t = 0
         while t < n_token:
-            n = take(n_token - t)
-            row_tile_sums(v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n, sums)
+            at = tile_row * n_tile * 64
+            n = row_tile_sums(v, flat, at, n_tile, flat_q, t * stride, stride, n_token - t, sums)
             for i in range(n):
                 for row in range(16 * tile_row, min(16 * tile_row + 16, n_row)):
                     out[t + i, row] = sums[16 * i + row % 16] - total[t + i]
