@@ -40,6 +40,7 @@ class Sums(types.Type):
 
     @property
     def llvm(self) -> ir.Type:
+        """One vector a token."""
         return ir.ArrayType(ir.VectorType(_I32, self.rows), self.n_token)
 
 
@@ -52,6 +53,7 @@ class Partial(types.Type):
 
     @property
     def llvm(self) -> ir.Type:
+        """As many vectors as the strategy has accumulators."""
         strategy = self.variant.strategy
         return ir.ArrayType(strategy.vector(self.rows), strategy.count(self.n_token, self.rows))
 

@@ -241,7 +241,9 @@ def _vpdpbusd(b: Any, acc: Any, words: Any, active: Any) -> Any:
 
 def _sdot(b: Any, acc: Any, words: Any, active: Any) -> Any:
     byte = _of(_I8, 16)
-    return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, [acc, b.bitcast(words, byte), b.bitcast(active, byte)])
+    return _call(
+        b, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, [acc, b.bitcast(words, byte), b.bitcast(active, byte)]
+    )
 
 
 def _products(b: Any, acc: Any, words: Any, active: Any) -> Any:

@@ -55,11 +55,8 @@ def _tile_rows(v, zero, tiles, at, n_tile, q, at_q, stride, sums):
 def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, sums):
     """Sums of digits × codes of one row tile for the next few of `n_token` tokens; how many they were.
 
-    Args:
-        tiles, q: Flat.
-        at: Of the row tile's first byte.
-        n_tile: Tiles to add; their columns begin at `q[at_q]`, and the next token's `stride` further.
-        sums: Int32 [128]; token t's 16 rows go to `sums[16 · t :]`.
+    tiles and q are flat; the first of `n_tile` tiles begins at `tiles[at]`, the first token's activations at `q[at_q]`,
+    the next token's `stride` further. Token t's 16 rows go to `sums[16 · t :]`, int32 [128].
     """
     if n_token >= dot.tokens(dot.block(v)):
         _tile_rows(v, dot.block(v), tiles, at, n_tile, q, at_q, stride, sums)

@@ -6,8 +6,8 @@ consecutive activations, broadcast to every lane, meet four consecutive weights 
 - `2-bit`: 16 columns. Digit s of a byte is bits 2s and 2s + 1: column 4s + j.
 - `base-3`: 20 columns. The five digits of a byte, most significant first, are columns j, 4 + j, …, 16 + j. Not their
   number v < 243 is stored but y(0) = ceil(v · 256 / 243): with y(s+1) = 3·y(s) mod 256, digit s is the carry
-  (3·y(s) − y(s+1)) / 256. For y(s) / 256 = f(s) + e·3^s, where f(s) is the fraction of 3^s·v/243 and 0 ≤ e < 1/256; f(s)
-  is a multiple of 3^s/243 below 1, so it is at most 1 − 3^s/243, and the error e·3^s < 3^s/256 never carries.
+  (3·y(s) − y(s+1)) / 256. For y(s) / 256 = f(s) + e·3^s, where f(s) is the fraction of 3^s·v/243 and 0 ≤ e < 1/256;
+  f(s) is a multiple of 3^s/243 below 1, so it is at most 1 − 3^s/243, and the error e·3^s < 3^s/256 never carries.
 
 Digits are 0, 1, 2 for −1, 0, +1: kernels multiply digits and take off the sum of the activations. Rows are padded to
 16 and columns to whole tiles with zero weights (digit 1); padded activations are zero.
