@@ -181,6 +181,16 @@ class Backend:
         for other in others:
             other.result()
 
+    def together(self, run: Callable[[int, int], None]) -> None:
+        """Call `run(thread, n_threads)` in all threads at once."""
+        if self._pool is None and self.n_threads > 1:
+            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+        n = self.n_threads
+        others = [self._pool.submit(run, i, n) for i in range(1, n)] if self._pool is not None else []
+        run(0, n)
+        for other in others:
+            other.result()
+
     def product(self, matrix: Matrix, a: Activations, how: str, role: Role) -> Float32:
         """Matrix × activations, [n_token, n_row] f32.
 
