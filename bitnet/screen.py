@@ -122,7 +122,7 @@ def build(matrix: Matrix, backend: Backend) -> Screen | None:
 
 
 def prepare(screen: Screen, x: Float32) -> Input | None:
-    """An input [n_col] f32 as integers, or None where nothing is proven: it is zero or not finite, or could overflow."""
+    """An input [n_col] f32 as integers; None where nothing is proven: it is zero or not finite, or could overflow."""
     n, width = len(x), screen.codes.shape[1]
     most = float(np.abs(x).max())
     if not 0 < most < np.inf:

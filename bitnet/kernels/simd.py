@@ -228,7 +228,7 @@ def widen_int8(typingctx: Any, array: Any, index: Any) -> Any:
     """Sixteen int8 of a flat array as float64."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sitofp(_load(context, builder, signature.args[0], *args, _I8), _vector(_F64))
+        return builder.sitofp(_load(context, builder, signature.args[0], args[0], args[1], _I8), _vector(_F64))
 
     return float64x16(array, types.intp), build
 
