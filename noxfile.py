@@ -22,6 +22,7 @@ nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether 
 ROOT = Path(__file__).parent
 RECEIPT = Path("ci/inference.json")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+FUZZING = (("--target=container", "--runs=1800000"), ("--target=model", "--runs=300000"))
 REFERENCE_UNAVAILABLE = 4  # the exit code of a run that could not conclude anything
 
 
@@ -47,7 +48,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
     install(session, "test")
     use_llama_cpp(session)
-    everything = ("-m", "", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    everything = ("-m", "not hf", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
     session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
@@ -75,10 +76,40 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the reader, 2.1 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
+    install(session, "fuzz")
+    try:
+        session.run("python", "-c", "import atheris", silent=True)
+        engine = "atheris"
+    except CommandFailed:
+        session.warn("atheris is not available here: damage will be random, without a guide.")
+        engine = "hypothesis"
+    for arguments in [session.posargs] if session.posargs else FUZZING:
+        session.run("python", "tests/fuzz_run.py", "--engine", engine, *arguments)
+
+
+@nox.session(default=False)
 def fixtures(session: nox.Session) -> None:
     """Rebuild the fixture models from nothing: text, training, every file."""
     install(session, "train")
     session.run("python", "-m", "fixtures.build", *session.posargs)
+
+
+@nox.session(default=False)
+def fixtures_hf(session: nox.Session) -> None:
+    """Rebuild fixtures/hf with transformers itself: checkpoints, and what it computes on them."""
+    install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
+    install(session)
+    session.run("python", "-m", "fixtures.hf.build", *session.posargs)
+
+
+@nox.session(default=False)
+def hf(session: nox.Session) -> None:
+    """Run the tests that need torch and transformers: checkpoints as transformers writes and computes them today."""
+    install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
+    install(session, "test")
+    session.run("python", "-m", "pytest", "-m", "hf", *session.posargs)
 
 
 @nox.session(default=False)

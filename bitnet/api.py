@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 
-from bitnet import gguf as container
 from bitnet.architecture import read_config
 from bitnet.config import GenerationConfig, ModelConfig, Numerics
 from bitnet.discovery import Discovery, discover
 from bitnet.errors import UsageError
 from bitnet.generate import Decoder, Generation
 from bitnet.gguf import GGUF, GGMLType
+from bitnet.hf import open_model
 from bitnet.kernels import kernels
 from bitnet.linear import Backend, Float32
 from bitnet.model import Network, network
@@ -25,6 +24,7 @@ from bitnet.weights import Weights, read_weights
 
 if TYPE_CHECKING:
     from bitnet.chat import ChatTemplate
+    from bitnet.validate import WeightReport
 
 _TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
 
@@ -138,6 +138,12 @@ class Model:
         assert decoder.result is not None
         return decoder.result
 
+    def validate_weights(self) -> WeightReport:
+        """Count and examine every tensor: trits, scales, norms, and what is odd about them."""
+        from bitnet.validate import validate_weights  # few callers ask
+
+        return validate_weights(self.gguf, self.config)
+
     def __repr__(self) -> str:
         c = self.config
         return (
@@ -182,10 +188,10 @@ def load(
     numerics: Numerics | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Open a GGUF model.
+    """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
     Args:
-        path: The file; default BITNET_GGUF.
+        path: The file or folder; default BITNET_GGUF.
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
         numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
@@ -202,7 +208,7 @@ def load(
     kernels(device)
     if n_threads is not None and n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
-    gguf = container.read(Path(path))
+    gguf = open_model(path)
     config, notices = read_config(gguf)
     weights = read_weights(gguf, config)
     backend = Backend(device, n_threads or default_threads())

@@ -8,6 +8,7 @@ sandbox (`chat_sandbox`), and unless it is the one written below, in a process w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from os import fspath
@@ -127,6 +128,16 @@ def render(
             where="messages",
             remedy="change the order or the roles of the messages as it asks",
         ) from None
+
+
+def check_template(template: str) -> None:
+    """Try a template on one message; that it asks for others is no fault.
+
+    Raises:
+        TokenizerError: It is too large, not Jinja, or fails.
+    """
+    with suppress(UsageError):
+        render(template, [{"role": "user", "content": "Hello"}], bos_token="", eos_token="")
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:

@@ -42,6 +42,9 @@ class ModelFileError(BitNetError):
 
     exit_code = 3
 
+    def __init__(self, what: str, *, where: str | PathLike[str] | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy or "the file is damaged; download or convert it again")
+
 
 class GGUFError(ModelFileError):
     """The GGUF container breaks a rule of its format.

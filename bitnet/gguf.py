@@ -1,6 +1,7 @@
 """GGUF files: opened by mapping, checked before anything is believed, never copied.
 
-`read` parses the header and verifies where every tensor lies; tensor data is paged in when `GGUF.raw` is used.
+`read` parses the header and verifies where every tensor lies; tensor data is paged in when `GGUF.raw` is used. A model
+that is split into shards is one object, whichever of them is opened.
 `write` makes files that `read` accepts, and leaves the old file in place until the new one is whole.
 """
 
@@ -10,7 +11,8 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import GGUFError, ModelFileError
-from bitnet.gguf_header import parse
+from bitnet.gguf_header import Header, parse
 from bitnet.gguf_layout import place
+from bitnet.gguf_shards import check_shards, shard_paths
 from bitnet.gguf_types import GGMLType, StringArray, TensorData, TensorInfo, TypedArray, ValueType
 from bitnet.gguf_write import write
 
@@ -34,6 +37,7 @@ __all__ = [
     "TensorInfo",
     "TypedArray",
     "ValueType",
+    "from_bytes",
     "read",
     "write",
 ]
@@ -44,32 +48,55 @@ _REQUIRED: Any = object()  # tells a missing default from None
 _HASH_CHUNK = 16 << 20  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One mapped file."""
+
+    path: Path
+    data: mmap.mmap | bytes
+    identity: tuple[int, ...]
+    header: Header
+
+
 class GGUF:
     """An open file: what its header says, and views of its tensors.
 
     Attributes:
         path: As given.
+        paths: Every file of the model, in order; one where it is not split.
         version: Of the format, 2 or 3.
         alignment: Of tensors, bytes.
         metadata: Value of every key: str, bool, int, float, numpy arrays of numbers, `StringArray` for strings
             (tokens are bytes), `TypedArray` for arrays of arrays.
         types: Type of every key.
         tensors: By name, in the file's order.
+        made_here: Whether packed bytes are made by this engine as they are asked for, so that their layout is known.
+        special_ids: Ids of "bos" and "eos" that a configuration beside the tokenizer gives.
         notices: What is odd but harmless: gaps, trailing bytes, padding that is not zero, types read by their size.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap, identity: tuple[int, ...]) -> None:
-        header = parse(data, str(path))
-        tensors, notices = place(header, data, str(path))
+    made_here = False
+    special_ids: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, path: Path, files: Sequence[_File]) -> None:
+        first = files[0].header
+        tensors: dict[str, TensorInfo] = {}
+        notices: list[str] = []
+        for i, file in enumerate(files):
+            arch = first.metadata.get("general.architecture")
+            placed, odd = place(file.header, file.data, str(file.path), arch)
+            tensors |= {name: replace(info, shard=i) for name, info in placed.items()} if i else placed
+            notices += [f"{file.path.name}: {notice}" for notice in odd] if len(files) > 1 else odd
         self.path = path
-        self.version = header.version
-        self.alignment = header.alignment
-        self.metadata: Mapping[str, Any] = MappingProxyType(header.metadata)
-        self.types: Mapping[str, ValueType] = MappingProxyType(header.types)
+        self.paths = tuple(file.path for file in files)
+        self.version = first.version
+        self.alignment = first.alignment
+        self.metadata: Mapping[str, Any] = MappingProxyType(first.metadata)
+        self.types: Mapping[str, ValueType] = MappingProxyType(first.types)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
-        self.notices = notices
-        self._data = np.frombuffer(data, np.uint8)
-        self._identity = identity
+        self.notices = tuple(notices)
+        self._data = tuple(np.frombuffer(file.data, np.uint8) for file in files)
+        self._identities = tuple(file.identity for file in files)
         self._sha256: str | None = None
 
     def __repr__(self) -> str:
@@ -77,8 +104,8 @@ class GGUF:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file."""
-        return len(self._data)
+        """Size of the file, or of all shards."""
+        return sum(map(len, self._data))
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor: a read-only view of the mapping, exactly `n_bytes` long.
@@ -89,8 +116,8 @@ class GGUF:
         info = self.tensors.get(name)
         if info is None:
             raise GGUFError("there is no such tensor", path=self.path, field=f"tensor {name}")
-        self._check_unchanged()
-        return self._data[info.offset : info.offset + info.n_bytes]
+        self._check_unchanged(info.shard)
+        return self._data[info.shard][info.offset : info.offset + info.n_bytes]
 
     @overload
     def get(self, key: str, expected: type[T]) -> T: ...
@@ -138,28 +165,43 @@ class GGUF:
         )
 
     def sha256(self) -> str:
-        """Digest of the whole file, in hexadecimal; read once, then kept."""
+        """Digest of the whole file (of all shards, one after the other), in hexadecimal; read once, then kept."""
         if self._sha256 is None:
-            self._check_unchanged()
             digest = hashlib.sha256()
-            for begin in range(0, len(self._data), _HASH_CHUNK):
-                digest.update(self._data[begin : begin + _HASH_CHUNK].data)
-            self._check_unchanged()
+            for shard, data in enumerate(self._data):
+                self._check_unchanged(shard)
+                for begin in range(0, len(data), _HASH_CHUNK):
+                    digest.update(data[begin : begin + _HASH_CHUNK].data)
+                self._check_unchanged(shard)
             self._sha256 = digest.hexdigest()
         return self._sha256
 
-    def _check_unchanged(self) -> None:
+    def release(self) -> None:
+        """Give the pages read so far back to the system; they are read again when they are needed."""
+        for mapped in self._data:
+            release_pages(mapped)
+
+    def _check_unchanged(self, shard: int) -> None:
         """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
+        path, opened = self.paths[shard], self._identities[shard]
         try:
-            now = _identity(self.path.stat())
+            now = _identity(path.stat())
         except OSError:
             return
-        if now[:2] == self._identity[:2] and now != self._identity:
+        if now[:2] == opened[:2] and now != opened:
             raise GGUFError(
                 "the file was changed after it was opened",
-                path=self.path,
+                path=path,
                 remedy="open it again; replace model files by renaming, not by writing over them",
             )
+
+
+def release_pages(mapped: NDArray[np.uint8]) -> None:
+    """Give back the pages of a mapping, known by an array over the whole of it, where the system can."""
+    buffer: Any = mapped.base
+    memory = buffer.obj if isinstance(buffer, memoryview) else buffer
+    if isinstance(memory, mmap.mmap) and hasattr(memory, "madvise"):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -167,14 +209,28 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def read(path: str | PathLike[str]) -> GGUF:
-    """Open a GGUF file: parse and check its header, map its tensors.
+    """Open a GGUF file, and with one shard of a split model all of them: parse and check headers, map tensors.
 
     Raises:
-        ModelFileError: There is no such file, or it cannot be read.
+        ModelFileError: There is no such file, or it cannot be read, or a shard is missing.
         GGUFError: A rule of the format is broken; file, field and offset are named.
         ResourceLimitError: The header is larger than any model's.
     """
     path = Path(path)
+    opened = _open(path)
+    paths = shard_paths(path, opened.header.metadata)
+    files = [opened if shard == path else _open(shard) for shard in paths]
+    check_shards(paths, [file.header for file in files])
+    return GGUF(path, files)
+
+
+def from_bytes(data: bytes, name: str = "bytes") -> GGUF:
+    """A GGUF that lies in memory; it cannot be split. Errors are those of `read`, and name it by `name`."""
+    return GGUF(Path(name), [_File(Path(name), data, (), parse(data, name))])
+
+
+def _open(path: Path) -> _File:
+    """Map a file and parse its header."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -184,7 +240,9 @@ def read(path: str | PathLike[str]) -> GGUF:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
-                raise GGUFError("the file is empty", path=path, offset=0, remedy="download or convert it again")
+                raise GGUFError(
+                    "the file is empty", path=path, field="magic", offset=0, remedy="download or convert it again"
+                )
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelFileError("there is no such file", where=path, remedy="check the path") from None
@@ -192,4 +250,7 @@ def read(path: str | PathLike[str]) -> GGUF:
         raise ModelFileError("may not be read by this user", where=path, remedy="check its permissions") from None
     except (OSError, ValueError) as error:
         raise ModelFileError(f"cannot be opened: {error}", where=path, remedy="check the path and the disk") from None
-    return GGUF(path, data, _identity(status))
+    header = parse(data, str(path))
+    if hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, 0, header.end)  # its pages were copied, and need not stay in memory
+    return _File(path, data, _identity(status), header)

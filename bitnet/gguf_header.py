@@ -10,7 +10,6 @@ import math
 import mmap
 import struct
 import time
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,6 +18,7 @@ import numpy as np
 
 from bitnet import gguf_types as g
 from bitnet.errors import GGUFError, ResourceLimitError
+from bitnet.gguf_strings import string_starts
 from bitnet.gguf_types import StringArray, TypedArray, ValueType
 
 _U32 = struct.Struct("<I")
@@ -38,7 +38,6 @@ _SCALARS = {
 }
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, one letter, type, the smallest value
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one letter, one dimension, type, offset
-_CHUNK = 1 << 16  # strings scanned between two looks at the clock
 _NESTED_COST = 160  # bytes of memory for a nested array, at most, beside its values
 _BASE_MEMORY = 64 << 20  # bytes for the tables of keys and tensors, which their own limits bound
 _DAMAGED = "the file is damaged or was not written completely; download or convert it again"
@@ -317,32 +316,20 @@ def _nested(cursor: _Cursor, n: int, field: str, depth: int) -> list[Any]:
 
 
 def _strings(cursor: _Cursor, n: int, field: str) -> StringArray:
-    """Find where each string begins; the loop does as little as it can, since vocabularies have 10^5 of them."""
-    buffer, begin, limit, unpack = cursor.buffer, cursor.position, cursor.limit, _U64.unpack_from
-    starts, position = array("Q"), cursor.position
-    append = starts.append
-    for done in range(0, n, _CHUNK):
-        cursor.tick(field)
-        for _ in range(min(_CHUNK, n - done)):
-            if position + 8 > limit:
-                break
-            append(position + 8)
-            position += 8 + unpack(buffer, position)[0]
-        if position > limit:
-            break
-    if len(starts) < n or position > limit:
-        in_text = position > limit  # else in the length of the next one
-        index = len(starts) - in_text
-        cursor.position = starts[index] if in_text else position
+    begin = cursor.position
+    starts, done, position = string_starts(cursor.buffer, begin, n, cursor.limit, lambda: cursor.tick(field))
+    if done < n or position > cursor.limit:
+        in_text = position > cursor.limit  # else in the length of the next one
+        index = done - in_text
+        cursor.position = int(starts[index]) if in_text else position
         cursor.need(position - cursor.position if in_text else 8, f"{field}[{index}]")
-    starts.append(position + 8)
-    offsets = np.frombuffer(starts, np.uint64)
-    longest = int(np.diff(offsets).max(initial=8)) - 8
+    starts[n] = position + 8
+    longest = int(np.diff(starts).max(initial=8)) - 8
     if longest > g.MAX_STRING:
         cursor.over(f"a string of {longest} bytes is over {g.MAX_STRING}", field)
     cursor.position = position
-    offsets -= np.uint64(begin)
-    return StringArray(buffer[begin:position], offsets)
+    starts -= np.uint64(begin)
+    return StringArray(cursor.buffer[begin:position], starts)
 
 
 def _tensor(cursor: _Cursor, field: str) -> RawTensor:

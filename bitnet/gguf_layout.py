@@ -52,8 +52,16 @@ class _Span:
     is_last: bool
 
 
-def place(header: Header, buffer: mmap.mmap | bytes, path: str) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+def place(
+    header: Header, buffer: mmap.mmap | bytes, path: str, arch: object = None
+) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
     """Check every tensor's type, size and place.
+
+    Args:
+        header: What was parsed.
+        buffer: The whole file.
+        path: For messages.
+        arch: Architecture, where it is not in this header: that of the first shard.
 
     Returns:
         The tensors in the order of the header, and what is odd but harmless.
@@ -63,7 +71,7 @@ def place(header: Header, buffer: mmap.mmap | bytes, path: str) -> tuple[dict[st
     """
     size, alignment = len(buffer), header.alignment
     start = align_up(header.end, alignment)
-    arch = header.metadata.get("general.architecture")
+    arch = header.metadata.get("general.architecture", arch)
     readings: list[str] = []
     spans = _spans(header, start, size, path)
     infos = [_info(span, arch, alignment, path, readings) for span in spans]

@@ -191,8 +191,9 @@ class TensorInfo:
 
     Attributes:
         shape: Slowest dimension first: a matrix is (n_row, n_col).
-        offset: Of the first byte, from the start of the file.
+        offset: Of the first byte, from the start of its file.
         n_bytes: Size without alignment padding.
+        shard: Which file of a split model it lies in, from 0.
     """
 
     name: str
@@ -200,6 +201,7 @@ class TensorInfo:
     type: GGMLType
     offset: int
     n_bytes: int
+    shard: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.cache import KVCache
+from bitnet.cache_pool import KVPool, pages_for
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF
@@ -27,6 +28,22 @@ def keep(_name: str, _layer: int, value: Float32) -> Float32:
     return value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Tokens of one sequence in a pass: rows [begin, end) of every intermediate, at `position` and after."""
+
+    tokens: NDArray[np.int64]
+    cache: KVCache
+    position: int
+    begin: int
+    end: int
+
+    @property
+    def n_token(self) -> int:
+        """How many."""
+        return len(self.tokens)
+
+
 @dataclass(slots=True, kw_only=True)
 class Network:
     """A model's weights on a backend, with the numerics it computes in."""
@@ -37,25 +54,55 @@ class Network:
     numerics: Numerics = field(default_factory=Numerics)
 
     def new_cache(self, n_ctx: int | None = None) -> KVCache:
-        """An empty KV cache for `n_ctx` tokens (default: the trained context)."""
-        return KVCache(self.config, self.numerics, n_ctx or self.config.n_ctx)
+        """An empty KV cache for `n_ctx` tokens (default: the trained context), in a pool of its own."""
+        n_ctx = n_ctx or self.config.n_ctx
+        return KVCache(KVPool(self.config, self.numerics, pages_for(n_ctx)), n_ctx)
 
-    @np.errstate(over="ignore", invalid="ignore")  # NaN and infinity travel to the logits; the sampler refuses them
     def forward(self, ids: Sequence[int], cache: KVCache, *, tap: Tap = keep, last_only: bool = False) -> Float32:
         """Logits [n_token, n_vocab] after each token ([1, n_vocab] after the last, with `last_only`).
 
-        The tokens take the positions from `cache.n_past` on, and the cache advances.
+        The tokens take the positions from `cache.position` on, and the cache advances.
 
         Raises:
             UsageError: No tokens, or an id outside the vocabulary.
             ResourceLimitError: The context is full.
         """
-        c, w = self.config, self.weights
-        tokens = self._check(ids)
-        start = cache.reserve(len(tokens))
-        cos, sin = rotary_tables(c, self.numerics, start, len(tokens), w.rope_factors)
+        return self.forward_batch([(ids, cache)], tap=tap, last_only=last_only)[0]
 
-        x = tap("embd", -1, self.embed(ids))  # [T, n_embd]
+    @np.errstate(over="ignore", invalid="ignore")  # NaN and infinity travel to the logits; the sampler refuses them
+    def forward_batch(
+        self, batch: Sequence[tuple[Sequence[int], KVCache]], *, tap: Tap = keep, last_only: bool = False
+    ) -> list[Float32]:
+        """Logits of independent sequences, evaluated together: for each what `forward` gives, to the bit.
+
+        A tap sees the tokens of all sequences, one sequence after another.
+        """
+        segments = self._segments(batch)
+        x = self._graph(segments, tap)
+        last = [s.end - 1 for s in segments]
+        x = x[last] if last_only else x
+        lengths = [s.n_token for s in segments for _ in range(1 if last_only else s.n_token)]
+        logits = tap("result_output", -1, self._head(x, lengths))
+        self.backend.ledger.add_pass(tokens=segments[-1].end, head_rows=len(logits))
+        if last_only:
+            return [logits[i : i + 1] for i in range(len(segments))]
+        return [logits[s.begin : s.end] for s in segments]
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def hidden(self, ids: Sequence[int], cache: KVCache) -> Float32:
+        """States after the last norm, [n_token, n_embd] f32: what the head would turn into logits. As `forward`."""
+        x = self._graph(self._segments([(ids, cache)]), keep)
+        self.backend.ledger.add_pass(tokens=len(x), head_rows=0)
+        return x
+
+    def _graph(self, segments: Sequence[Segment], tap: Tap) -> Float32:
+        """The layers: states after the last norm, [T, n_embd] of all tokens of all segments."""
+        w = self.weights
+        tokens = np.concatenate([s.tokens for s in segments])
+        tables = [rotary_tables(self.config, self.numerics, s.position, s.n_token, w.rope_factors) for s in segments]
+        cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+
+        x = tap("embd", -1, _rows(w.embd, tokens))  # [T, n_embd]
         for il, layer in enumerate(w.layers):
             h = tap("attn_norm", il, self._norm(x, layer.attn_norm))
             a = self.backend.activations(h)
@@ -64,8 +111,7 @@ class Network:
             v = tap("v", il, self._project(layer.v, a))
             q = tap("q_rope", il, self._rotate(q, cos, sin))
             k = tap("k_rope", il, self._rotate(k, cos, sin))
-            cache.put(il, k, v)
-            h = tap("kqv_out", il, self._attend(q, cache, il))
+            h = tap("kqv_out", il, self._attend(q, k, v, segments, il))
             if layer.attn_sub_norm is not None:
                 h = tap("attn_sub_norm", il, self._norm(h, layer.attn_sub_norm))
             h = tap("attn_out", il, self._project(layer.o, self.backend.activations(h)))
@@ -81,17 +127,25 @@ class Network:
             h = tap("ffn_down", il, self._project(layer.down, self.backend.activations(h)))
             x = tap("l_out", il, x + h)
 
-        cache.n_past += len(tokens)
-        x = tap("result_norm", -1, self._norm(x, w.output_norm))
-        x = x[-1:] if last_only else x
-        rounding = head_rounding(self.numerics, len(tokens))
-        logits = self.backend.product(w.head, self.backend.activations(x), rounding, "head")
-        self.backend.ledger.add_pass(tokens=len(tokens), head_rows=len(logits))
-        return tap("result_output", -1, logits)
+        for s in segments:
+            s.cache.advance(s.tokens)
+        return tap("result_norm", -1, self._norm(x, w.output_norm))
 
     def embed(self, ids: Sequence[int]) -> Float32:
         """Rows of the token embedding, [n_token, n_embd] f32. Raises `UsageError` for an id outside the vocabulary."""
         return _rows(self.weights.embd, self._check(ids))
+
+    def _segments(self, batch: Sequence[tuple[Sequence[int], KVCache]]) -> list[Segment]:
+        """The batch, checked, with room in every cache."""
+        if not batch or len({id(cache) for _, cache in batch}) < len(batch):
+            raise UsageError("a batch is of one or more sequences, each with a cache of its own")
+        segments, end = [], 0
+        for ids, cache in batch:
+            tokens = self._check(ids)
+            position = cache.reserve(len(tokens))
+            begin, end = end, end + len(tokens)
+            segments.append(Segment(tokens=tokens, cache=cache, position=position, begin=begin, end=end))
+        return segments
 
     # --- the operations: allocate, call the kernel, return --------------------------------------------------------
 
@@ -121,20 +175,38 @@ class Network:
         self.backend.kernels.rotate(x, cos, sin, self.config.head_dim, half_split, out)
         return out
 
-    def _attend(self, q: Float32, cache: KVCache, il: int) -> Float32:
-        c, n, out = self.config, self.numerics, np.empty_like(q)
+    def _attend(self, q: Float32, k: Float32, v: Float32, segments: Sequence[Segment], il: int) -> Float32:
+        out = np.empty_like(q)
+        for s in segments:
+            rows = slice(s.begin, s.end)
+            s.cache.put(il, k[rows], v[rows])
+            self._attend_one(q[rows], s.cache, il, out[rows])
+        return out
+
+    def _attend_one(self, q: Float32, cache: KVCache, il: int, out: Float32) -> None:
+        c, n = self.config, self.numerics
         if n.query == "f16":
             q = round_f16(q).astype(np.float32)
         round_probs = n.probs == "f16" or (n.probs == "f16_decode" and len(q) == 1)
         scale = np.float32(1.0 / math.sqrt(c.head_dim))
-        keys, values, start = cache.keys[il], cache.values[il], cache.n_past
+        keys, values, pages, start = cache.keys[il], cache.values[il], cache.pages, cache.n_past
         attention = self.backend.kernels.attention
         self.backend.split(
             c.n_head,
             2 * q.size * (start + len(q)),
-            lambda head, end: attention(q, keys, values, start, scale, round_probs, head, end, out),
+            lambda head, end: attention(q, keys, values, pages, start, scale, round_probs, head, end, out),
         )
-        return out
+
+    def _head(self, x: Float32, lengths: Sequence[int]) -> Float32:
+        """Logits of rows that belong to passes of the given lengths, on which the rounding of the input may depend."""
+        head, roundings = self.weights.head, [head_rounding(self.numerics, n) for n in lengths]
+        if len(set(roundings)) == 1:
+            return self.backend.product(head, self.backend.activations(x), roundings[0], "head")
+        logits = np.empty((len(x), self.config.n_vocab), np.float32)
+        for rounding in sorted(set(roundings)):
+            rows = [i for i, r in enumerate(roundings) if r == rounding]
+            logits[rows] = self.backend.product(head, self.backend.activations(x[rows]), rounding, "head")
+        return logits
 
     def _gated(self, gate: Float32, up: Float32) -> Float32:
         out = np.empty_like(gate)

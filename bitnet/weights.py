@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from bitnet.codecs import Codec, codec_of, ternary_codes
 from bitnet.config import ModelConfig
-from bitnet.errors import BitNetError, ModelFileError
+from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF, GGMLType, TensorInfo
 from bitnet.linear import DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
+from bitnet.weight_statistics import constant_fault
 
 #: Types whose float data a kernel reads in place, and the element type the kernel expects.
 _DENSE: dict[GGMLType, type[np.generic]] = {
@@ -102,7 +103,7 @@ class Weights:
         return digest.hexdigest()
 
 
-class _Reader:
+class TensorReader:
     """Takes tensors out of a file, remembering which were asked for."""
 
     def __init__(self, gguf: GGUF, formats: Formats) -> None:
@@ -115,15 +116,18 @@ class _Reader:
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
         if info is None:
-            raise ModelFileError(
+            raise GGUFError(
                 f"tensor {name} is missing",
-                where=self.gguf.path,
+                path=self.gguf.path,
+                field=f"tensor {name}",
                 remedy="the file is incomplete or was made for another architecture",
             )
         if info.shape != shape:
-            raise ModelFileError(
+            raise GGUFError(
                 f"tensor {name} has shape {list(info.shape)}; the hyper-parameters ask for {list(shape)}",
-                where=self.gguf.path,
+                path=self.gguf.path,
+                field=f"tensor {name}",
+                offset=info.offset,
             )
         self.consumed.add(name)
         return info
@@ -239,15 +243,20 @@ def read_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = None
         formats: How its tensors are read; default what `read_formats` finds out.
 
     Raises:
-        ModelFileError: A tensor is missing, of the wrong shape or type, damaged, not finite, or used by nobody.
+        ModelFileError: A tensor is missing, of the wrong shape or type, damaged, not finite, constant, or used by
+            nobody.
     """
-    reader = _Reader(gguf, formats or read_formats(gguf))
+    reader = TensorReader(gguf, formats or read_formats(gguf))
     embd = reader.matrix("token_embd", config.n_vocab, config.n_embd)
     layers = tuple(reader.layer(il, config) for il in range(config.n_layer))
     output_norm = reader.vector("output_norm.weight", config.n_embd)
     head = embd if config.tied_head else reader.matrix("output", config.n_vocab, config.n_embd)
     factors = "rope_freqs.weight"
     rope_factors = reader.vector(factors, config.head_dim // 2) if factors in gguf.tensors else None
+    for matrix in (embd, head, *(m for layer in layers for m in layer.projections())):
+        fault = constant_fault(matrix)
+        if fault is not None:
+            raise ModelFileError(f"tensor {matrix.name} is {fault}", where=gguf.path)
     unused = sorted(set(gguf.tensors) - reader.consumed)
     if unused:
         raise ModelFileError(

@@ -95,7 +95,12 @@ def test_devices(monkeypatch):
 def test_files_that_are_no_models(tmp_path):
     (tmp_path / "text.gguf").write_text("This is a text, and not a short one, that somebody named .gguf.\n" * 20)
     (tmp_path / "empty.gguf").write_bytes(b"")
-    for name, what in (("missing.gguf", "no such file"), ("text.gguf", "GGUF"), ("empty.gguf", "empty"), (".", "dir")):
+    for name, what in (
+        ("missing.gguf", "no such file"),
+        ("text.gguf", "GGUF"),
+        ("empty.gguf", "empty"),
+        (".", "config.json"),
+    ):
         with pytest.raises(ModelFileError, match=what) as caught:
             bitnet.load(tmp_path / name)
         assert str(tmp_path) in str(caught.value)
@@ -160,7 +165,7 @@ def test_what_a_user_should_know_is_said(tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     source = bitnet.load(TINY)
-    table = np.zeros((source.config.n_vocab - 1, source.config.n_embd), np.float32)
+    table = np.eye(source.config.n_vocab - 1, source.config.n_embd, dtype=np.float32)
     model = bitnet.load(edited(TINY, tmp_path / "m.gguf", tensors={"token_embd.weight": table}))
     with pytest.raises(TokenizerError, match="belongs to another model"):
         _ = model.tokenizer

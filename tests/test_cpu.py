@@ -272,22 +272,43 @@ def test_gates(seed, n_token, size):
 
 
 class Attention:
-    """Random queries and a cache of 40 entries, of which those past the last token are NaN: nobody may read them."""
+    """Random queries and a cache of 48 entries, of which those past the last token are NaN: nobody may read them.
 
-    def __init__(self, seed, *, n_token=3, n_head=4, n_kv=2, width=32, start=0, kind=np.float32):
+    The entries lie in pages of 16 that are strewn over a pool of 7; the other pages are NaN too.
+    """
+
+    def __init__(self, seed, *, n_token=3, n_head=4, n_kv=2, width=32, start=0, kind=np.float32, size=16):
         rng = np.random.default_rng(seed)
         self.q = rng.standard_normal((n_token, n_head * width)).astype(np.float32)
-        keys, values = rng.standard_normal((2, n_kv, 40, width)).astype(np.float16)
-        keys[:, start + n_token :] = values[:, start + n_token :] = np.nan
-        self.cache = [c.view(np.uint16) if kind == np.uint16 else c.astype(np.float32) for c in (keys, values)]
+        entries = rng.standard_normal((2, n_kv, 48, width)).astype(np.float16)
+        entries[:, :, start + n_token :] = np.nan
+        self.entries = [c.view(np.uint16) if kind == np.uint16 else c.astype(np.float32) for c in entries]
         self.start, self.n_head, self.scale = start, n_head, np.float32(width**-0.5)
+        self.strew(rng, size)
+
+    def strew(self, rng, size):
+        """Put the entries into pages of `size`, anywhere in the pool."""
+        n_kv, n_entry, width = self.entries[0].shape
+        self.pages = rng.permutation(n_entry // size + 4)[: n_entry // size].astype(np.int32)
+        self.cache = []
+        for entries in self.entries:
+            nothing = np.nan if entries.dtype == np.float32 else np.float16(np.nan).view(np.uint16)
+            pool = np.full((n_entry // size + 4, n_kv, size, width), nothing, entries.dtype)
+            pool[self.pages] = entries.reshape(n_kv, -1, size, width).transpose(1, 0, 2, 3)
+            self.cache.append(pool)
+        return self
+
+    def entry(self, key_or_value, head, position):
+        """The stored vector, to be written."""
+        size = self.cache[0].shape[2]
+        return self.cache[key_or_value][self.pages[position // size], head, position % size]
 
     def __call__(self, module, *, round_probs=False, heads=None, out=None, tokens=None):
         first, last = tokens or (0, len(self.q))
         q = np.ascontiguousarray(self.q[first:last])
         out = np.full_like(q, np.nan) if out is None else out
         head, end = heads or (0, self.n_head)
-        module.attention(q, *self.cache, self.start + first, self.scale, round_probs, head, end, out)
+        module.attention(q, *self.cache, self.pages, self.start + first, self.scale, round_probs, head, end, out)
         return out
 
 
@@ -307,7 +328,7 @@ ATTENTIONS = st.builds(
 def test_attention(attention):
     ours, theirs = attention(cpu), attention(plain)
     locked(ours, theirs)
-    width = attention.cache[0].shape[2]
+    width = attention.cache[0].shape[3]
     other_group = np.roll(ours.reshape(len(ours), -1, width), 1, axis=1).reshape(ours.shape)
     with pytest.raises(AssertionError):
         locked(other_group, theirs)
@@ -325,16 +346,31 @@ def test_heads_and_tokens_may_be_split_anywhere(attention, border):
     same_bits(np.concatenate(one_by_one), whole)
 
 
+@given(ATTENTIONS, SEEDS)
+@FEW
+def test_where_the_pages_lie_does_not_matter(attention, seed):
+    rng = np.random.default_rng(seed)
+    for module in (cpu, plain):
+        strewn = attention.strew(rng, 16)(module)
+        for size in (16, 48):  # 48: in one piece
+            same_bits(attention.strew(rng, size)(module), strewn)
+        attention.pages = (attention.pages + 1) % np.int32(len(attention.cache[0]))
+        with pytest.raises(AssertionError):
+            same_bits(attention(module), strewn)
+
+
 @pytest.mark.parametrize("module", [cpu, plain])
 def test_attention_where_it_is_exact(module):
     attention = Attention(0, n_token=4, n_head=2, n_kv=1)
-    values = attention.cache[1]
+    values = np.arange(4 * 32, dtype=np.float32).reshape(4, 32)
     attention.q[:] = 0  # every probability is the same: 1, 1/2, 1/3, 1/4
-    values[0, :4] = np.arange(4 * 32).reshape(4, 32)
+    for t in range(4):
+        attention.entry(1, 0, t)[:] = values[t]
     out = attention(module).reshape(4, 2, 32)
     for t in (0, 1, 3):
-        same_bits(out[t], np.tile(values[0, : t + 1].mean(axis=0), (2, 1)))
-    values[0, :4] = 1
+        same_bits(out[t], np.tile(values[: t + 1].mean(axis=0), (2, 1)))
+    for t in range(4):
+        attention.entry(1, 0, t)[:] = 1
     third = np.float32(np.float16(np.float32(1 / 3)))
     same_bits(attention(module, round_probs=True)[2], np.full(64, 3 * third))
     same_bits(attention(module)[2], np.ones(64, np.float32))  # 3 · float32(1/3) rounds to 1
@@ -345,9 +381,9 @@ def test_a_score_that_is_not_a_number_reaches_its_own_tokens_only(module):
     attention = Attention(1, n_token=4)
     clean = attention(module)
     for key_or_value in (0, 1):
-        attention.cache[key_or_value][0, 2] = np.nan  # of the first group, at position 2
+        attention.entry(key_or_value, 0, 2)[:] = np.nan  # of the first group, at position 2
         dirty = attention(module).reshape(4, 4, 32)
         assert np.isnan(dirty[2:, :2]).all()
         same_bits(dirty[:2], clean.reshape(4, 4, 32)[:2])
         same_bits(dirty[:, 2:], clean.reshape(4, 4, 32)[:, 2:])
-        attention.cache[0][0, 2] = 0
+        attention.entry(0, 0, 2)[:] = 0

@@ -15,8 +15,10 @@ from model_edits import edited
 
 import bitnet
 from bitnet import linear
+from bitnet.cache import KVCache
+from bitnet.cache_pool import PAGE, KVPool
 from bitnet.codecs import CODECS
-from bitnet.config import Numerics
+from bitnet.config import BITNET_CPP, Numerics
 from bitnet.errors import ModelFileError, ResourceLimitError, UsageError
 from bitnet.gguf import GGMLType, TensorData, read
 from bitnet.linear import Backend, DenseMatrix
@@ -109,6 +111,88 @@ def test_the_last_row_alone(models):
     assert net.backend.ledger.head_rows == before + 1 + len(IDS)
 
 
+# --- batches of sequences, and pages -------------------------------------------------------------------------------
+
+#: Sequences of a batch: a longer one, one over more than a page, a single token.
+BATCH = (IDS, tuple(i * 7 % 500 for i in range(PAGE + 9)), (5,))
+ROUNDINGS = (*NUMERICS, BITNET_CPP)  # the last rounds single tokens in another way
+
+
+@pytest.mark.parametrize("numerics", ROUNDINGS, ids=lambda n: f"{n.activation}-{n.kv}-{n.probs}")
+@pytest.mark.parametrize("last_only", [False, True])
+def test_sequences_evaluated_together_have_the_bits_of_each_alone(models, numerics, last_only):
+    net = models("b158_a", numerics).network
+    alone, together = ([net.new_cache(len(ids) + 3) for ids in BATCH] for _ in range(2))
+    ledger = net.backend.ledger
+    for more in (BATCH, [(7,), (8,), (9,)], [(7,), (8, 3), (9,)]):
+        expected = [net.forward(ids, cache, last_only=last_only) for ids, cache in zip(more, alone, strict=True)]
+        passes, heads = ledger.passes, ledger.head_rows
+        found = net.forward_batch(list(zip(more, together, strict=True)), last_only=last_only)
+        assert (ledger.passes - passes, ledger.head_rows - heads) == (1, sum(map(len, found)))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert np.array_equal(ours, theirs)
+        for a, b in zip(alone, together, strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(a.gather(1), b.gather(1), strict=True))
+        assert not np.array_equal(found[0][-1], expected[2][-1])
+
+
+def test_a_batch_needs_a_cache_for_each(models):
+    net = models("b158_a").network
+    cache = net.new_cache(8)
+    for batch in ([], [((1,), cache), ((2,), cache)]):
+        with pytest.raises(UsageError, match="each with a cache of its own"):
+            net.forward_batch(batch)
+    assert cache.n_past == 0
+
+
+@pytest.mark.parametrize("numerics", NUMERICS, ids=lambda n: f"{n.activation}-{n.kv}")
+@pytest.mark.parametrize("first", [1, 50, PAGE])
+def test_pages_of_another_sequence_give_the_same_bits(models, numerics, first):
+    """However that one was evaluated, and wherever the pages lie."""
+    net = models("b158_a", numerics).network
+    ids = tuple(i * 11 % 500 for i in range(2 * PAGE + 20))
+    pool = KVPool(net.config, net.numerics, 9)
+    for other in ((1,) * 70, ids, ids[: PAGE + 3] + (2,) * 9):
+        with KVCache(pool, 3 * PAGE) as cache:
+            for part in (other[:first], other[first:]):
+                net.forward(part, cache)
+    cache = KVCache(pool, 3 * PAGE)
+    n = cache.reuse(ids)
+    assert n == 2 * PAGE
+    found = net.forward(ids[n:], cache)
+    assert np.array_equal(found, net.forward(ids, net.new_cache(len(ids)))[n:])
+    pool.keys[1, cache.pages[0], 0, 3] += 1  # a page of something else
+    cache.truncate(n)
+    assert not np.array_equal(found, net.forward(ids[n:], cache))
+
+
+def test_sliding_depends_on_positions_and_not_on_batches(models):
+    net = models("b158_a").network
+    ids = tuple(i * 13 % 500 for i in range(350))
+
+    def slid(step):
+        cache = KVCache(KVPool(net.config, net.numerics, 3), 3 * PAGE, context="slide")
+        rows = []
+        while len(rows) < len(ids):
+            n = min(step, cache.make_room(), len(ids) - len(rows))
+            rows.extend(net.forward(ids[len(rows) : len(rows) + n], cache))
+        return rows
+
+    rows, whole = slid(1), models("b158_a").logits(ids)
+    assert np.array_equal(rows[: 3 * PAGE], whole[: 3 * PAGE])
+    assert not np.array_equal(rows[3 * PAGE], whole[3 * PAGE])  # something is out of view
+    assert np.array_equal(slid(30), rows)
+    assert np.array_equal(slid(1000), rows)
+
+
+def test_states_after_the_last_norm(models):
+    net = models("b158_a").network
+    before = net.backend.ledger.head_rows
+    states = net.hidden(IDS, net.new_cache(len(IDS)))
+    assert np.array_equal(states, tapped(net)["result_norm", -1])
+    assert net.backend.ledger.head_rows == before + len(IDS)  # of `tapped` alone
+
+
 # --- taps ------------------------------------------------------------------------------------------------------
 
 
@@ -162,10 +246,10 @@ def test_the_cache_holds_what_the_taps_say(models):
     cache = net.new_cache(16)
     seen = {}
     net.forward(IDS, cache, tap=lambda name, il, value: seen.setdefault((name, il), value))
-    for store, tap in ((cache.keys, "k_rope"), (cache.values, "v")):
+    for stored, store, tap in zip(cache.gather(1), (cache.keys, cache.values), ("k_rope", "v"), strict=True):
         heads = seen[tap, 1].reshape(len(IDS), net.config.n_head_kv, -1).transpose(1, 0, 2)
-        assert np.array_equal(store[1, :, : len(IDS)].view(np.float16), heads.astype(np.float16))
-        assert not store[1, :, len(IDS) :].any()
+        assert np.array_equal(stored.view(np.float16), heads.astype(np.float16))
+        assert not store[1, cache.pages[0], :, len(IDS) :].any()
     assert cache.n_past == len(IDS)
 
 
@@ -226,7 +310,8 @@ def test_embeddings_of_every_type(tmp_path, kind):
 def test_an_embedding_without_rows_is_refused_when_it_is_loaded(tmp_path):
     name = "token_embd.weight"
     path = tiny_models.write(tmp_path / "m.gguf", weight_type="TQ2_0")
-    packed = CODECS[GGMLType.TQ2_0].encode(np.ones((320, 256), np.float32))
+    trits = np.random.default_rng(0).integers(-1, 2, (320, 256))
+    packed = CODECS[GGMLType.TQ2_0].encode(trits.astype(np.float32))
     table = TensorData(name=name, shape=(320, 256), type=GGMLType.TQ2_0, data=packed)
     with pytest.raises(ModelFileError, match="token embedding of type TQ2_0 is not supported"):
         bitnet.load(edited(path, tmp_path / "t.gguf", tensors={name: table}))

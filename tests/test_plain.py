@@ -155,8 +155,12 @@ def test_attention():
     rng = np.random.default_rng(0)
     q = rng.standard_normal((3, 64)).astype(np.float32)
     keys, values = rng.standard_normal((2, 2, 8, 16)).astype(np.float32)
+    pages = np.array([2, 0], np.int32)  # entries 0 to 3, and 4 to 7, of pages of four
+    pool = np.full((2, 3, 2, 4, 16), np.nan, np.float32)
+    for store, entries in zip(pool, (keys, values), strict=True):
+        store[pages] = entries.reshape(2, 2, 4, 16).transpose(1, 0, 2, 3)
     out, expected = np.empty_like(q), np.empty(q.shape)
-    plain.attention(q, keys, values, 4, 0.25, False, 0, 4, out)  # noqa: FBT003  kernels take no keywords
+    plain.attention(q, *pool, pages, 4, 0.25, False, 0, 4, out)  # noqa: FBT003  kernels take no keywords
     for t in range(3):
         for h in range(4):
             query = q[t, 16 * h : 16 * h + 16].astype(np.float64)
@@ -164,5 +168,5 @@ def test_attention():
             mixed = sum(w * values[h // 2, j].astype(np.float64) for j, w in enumerate(weight)) / sum(weight)
             expected[t, 16 * h : 16 * h + 16] = mixed
     assert locked(out, expected)
-    plain.attention(q, keys, values, 3, 0.25, False, 0, 4, out)  # noqa: FBT003  one entry of the cache too few
+    plain.attention(q, *pool, pages, 3, 0.25, False, 0, 4, out)  # noqa: FBT003  one entry of the cache too few
     assert not locked(out, expected)

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from bitnet.cli.convert import convert
 from bitnet.cli.download import download
+from bitnet.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="BitNet b1.58 inference: ternary weights, int8 activations, the same bits on every thread count.",
 )
+
+app.command()(convert)
 
 ModelFile = Annotated[
     Path | None, typer.Option("--model", "-m", help="GGUF file.", envvar="BITNET_GGUF", show_envvar=True)
@@ -30,6 +34,7 @@ Threads = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
 
 
+app.command()(verify)
 app.command()(download)
 
 

@@ -289,30 +289,33 @@ def silu_gate(gate, up, out):
 
 
 @kernel
-def attention(q, keys, values, start, scale, round_probs, head, end, out):
-    """Causal grouped attention of heads [head, end); keys, values [n_head_kv, n_ctx, head_dim], as in `simd.load`.
+def attention(q, keys, values, pages, start, scale, round_probs, head, end, out):
+    """Causal grouped attention of heads [head, end); keys, values [n_page, n_head_kv, page, head_dim], as `simd.load`.
 
-    q, out: [n_token, n_head · head_dim]; token t sees the first start + t + 1 cache entries. The sum over entries has
-    sixteen lanes too: lane i adds entries i, i + 16, …, and the lanes are folded by the same tree as everywhere.
+    q, out: [n_token, n_head · head_dim]; token t sees the first start + t + 1 cache entries; entry j is in slot
+    j % page of pages[j // page]. The sum over entries has sixteen lanes too: lane i adds entries i, i + 16, …, and the
+    lanes are folded by the same tree as everywhere; a page holds a multiple of sixteen.
     """
-    n_kv, n_ctx, width = keys.shape
+    _, n_kv, size, width = keys.shape
     n_head = q.shape[1] // width
     group = n_head // n_kv
     flat_q, flat_k, flat_v, flat_out = q.reshape(-1), keys.reshape(-1), values.reshape(-1), out.reshape(-1)
     probs = np.empty(start + q.shape[0], np.float32)
     lanes = np.empty(16 * width, np.float32)
     for h in range(head, end):
-        base = (h // group) * n_ctx * width
         for t in range(q.shape[0]):
             at = (t * n_head + h) * width
             seen = start + t + 1
             largest = _f32(-np.inf)
-            for j in range(seen):
-                acc = simd.zero_f32()
-                for i in range(0, width, 16):
-                    acc = simd.fma_f32(simd.load(flat_k, base + j * width + i), simd.load(flat_q, at + i), acc)
-                probs[j] = simd.sum_f32(acc) * scale
-                largest = max(largest, probs[j])
+            for first in range(0, seen, size):
+                base = (np.int64(pages[first // size]) * n_kv + h // group) * size * width
+                for j in range(first, min(first + size, seen)):
+                    acc = simd.zero_f32()
+                    for i in range(0, width, 16):
+                        entry = simd.load(flat_k, base + (j - first) * width + i)
+                        acc = simd.fma_f32(entry, simd.load(flat_q, at + i), acc)
+                    probs[j] = simd.sum_f32(acc) * scale
+                    largest = max(largest, probs[j])
             total = 0.0
             for j in range(seen):
                 probs[j] = _f32(exp(np.float64(probs[j] - largest)))
@@ -323,12 +326,14 @@ def attention(q, keys, values, start, scale, round_probs, head, end, out):
                 probs[j] = simd.round_f16(p) if round_probs else p
             for i in range(lanes.size):
                 lanes[i] = _f32(0.0)
-            for j in range(seen):
-                p = simd.splat_f32(probs[j])
-                lane = (j % 16) * width
-                for i in range(0, width, 16):
-                    acc = simd.fma_f32(simd.load(flat_v, base + j * width + i), p, simd.load(lanes, lane + i))
-                    simd.store_f32(lanes, lane + i, acc)
+            for first in range(0, seen, size):
+                base = (np.int64(pages[first // size]) * n_kv + h // group) * size * width
+                for j in range(first, min(first + size, seen)):
+                    p = simd.splat_f32(probs[j])
+                    lane = (j % 16) * width
+                    for i in range(0, width, 16):
+                        entry = simd.load(flat_v, base + (j - first) * width + i)
+                        simd.store_f32(lanes, lane + i, simd.fma_f32(entry, p, simd.load(lanes, lane + i)))
             for i in range(0, width, 16):
                 for step in (8, 4, 2, 1):
                     for lane in range(step):

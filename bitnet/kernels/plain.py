@@ -183,6 +183,7 @@ def attention(
     q: Array,
     keys: Array,
     values: Array,
+    pages: Array,
     start: int,
     scale: float,
     round_probs: bool,
@@ -190,14 +191,15 @@ def attention(
     end: int,
     out: Array,
 ) -> None:
-    """Causal grouped attention of heads [head, end)."""
-    n_kv, _, width = keys.shape
+    """Causal grouped attention of heads [head, end), over the entries of a table of pages."""
+    _, n_kv, size, width = keys.shape
     n_head = q.shape[1] // width
     n_token = q.shape[0]
     heads, result = q.reshape(n_token, n_head, width), out.reshape(n_token, n_head, width)
+    used = pages[: -(-(start + n_token) // size)]
     for h in range(head, end):
-        cache = slice(0, start + n_token)
-        k, v = (_floats(c[h // (n_head // n_kv), cache]).astype(np.float64) for c in (keys, values))
+        caches = (c[used, h // (n_head // n_kv)].reshape(-1, width) for c in (keys, values))
+        k, v = (_floats(c[: start + n_token]).astype(np.float64) for c in caches)
         for t in range(n_token):  # one by one: a masked probability of 0 would still let NaN through
             seen = slice(0, start + t + 1)
             scores = k[seen] @ heads[t, h].astype(np.float64) * scale
