@@ -18,7 +18,7 @@ intrinsic: Any = extending.intrinsic  # its stub asks callers for the typing con
 
 LANES = 16
 
-_F32 = ir.FloatType()
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
@@ -31,12 +31,18 @@ class _Float32x16(_Vector):
         super().__init__(name="float32x16")
 
 
+class _Float64x16(_Vector):
+    def __init__(self) -> None:
+        super().__init__(name="float64x16")
+
+
 class _Int32x16(_Vector):
     def __init__(self) -> None:
         super().__init__(name="int32x16")
 
 
 float32x16 = _Float32x16()
+float64x16 = _Float64x16()
 int32x16 = _Int32x16()
 
 
@@ -50,17 +56,32 @@ class _Float32x16Model(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _vector(_F32))
 
 
+@register_model(_Float64x16)
+class _Float64x16Model(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _vector(_F64))
+
+
 @register_model(_Int32x16)
 class _Int32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _vector(_I32))
 
 
-def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, element: ir.Type, step: int = 0) -> Any:
-    """An unaligned load of 16 consecutive elements of a flat array, from `index` + `step`."""
+def _load(
+    context: Any,
+    builder: Any,
+    array_type: Any,
+    array: Any,
+    index: Any,
+    element: ir.Type,
+    step: int = 0,
+    lanes: int = LANES,
+) -> Any:
+    """An unaligned load of consecutive elements of a flat array, from `index` + `step`."""
     data = context.make_array(array_type)(context, builder, array).data
     at = builder.add(index, ir.Constant(index.type, step)) if step else index
-    pointer = builder.bitcast(builder.gep(data, [at]), _vector(element).as_pointer())
+    pointer = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, lanes).as_pointer())
     value = builder.load(pointer)
     value.align = 1
     return value
@@ -80,6 +101,12 @@ def _fold(builder: Any, vector: Any, add: Any) -> Any:
         undef = ir.Constant(vector.type, ir.Undefined)
         vector = add(builder.shuffle_vector(vector, undef, low), builder.shuffle_vector(vector, undef, high))
     return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    undef = ir.Constant(_vector(value.type), ir.Undefined)
+    first = builder.insert_element(undef, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undef, ir.Constant(_vector(_I32), [0] * LANES))
 
 
 @intrinsic
@@ -103,13 +130,31 @@ def zero_i32(typingctx: Any) -> Any:
 
 
 @intrinsic
+def zero_f64(typingctx: Any) -> Any:
+    """Sixteen zeros."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(_vector(_F64), [0.0] * LANES)
+
+    return float64x16(), build
+
+
+@intrinsic
+def splat_f64(typingctx: Any, value: Any) -> Any:
+    """One float64 in every lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return float64x16(types.float64), build
+
+
+@intrinsic
 def splat_f32(typingctx: Any, value: Any) -> Any:
     """One float32 in every lane."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        undef = ir.Constant(_vector(_F32), ir.Undefined)
-        first = builder.insert_element(undef, args[0], ir.Constant(_I32, 0))
-        return builder.shuffle_vector(first, undef, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+        return _splat(builder, args[0])
 
     return float32x16(types.float32), build
 
@@ -155,6 +200,67 @@ def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.call(_declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
 
     return float32x16(float32x16, float32x16, float32x16), build
+
+
+@intrinsic
+def fma_f64(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """A · b + c, lane by lane, rounded once."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = _vector(_F64)
+        return builder.call(_declare(builder, "llvm.fma.v16f64", v, v, v, v), args)
+
+    return float64x16(float64x16, float64x16, float64x16), build
+
+
+@intrinsic
+def widen(typingctx: Any, vector: Any) -> Any:
+    """Sixteen float32 as float64, exactly."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(args[0], _vector(_F64))
+
+    return float64x16(float32x16), build
+
+
+@intrinsic
+def widen_int8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Sixteen int8 of a flat array as float64."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sitofp(_load(context, builder, signature.args[0], args[0], args[1], _I8), _vector(_F64))
+
+    return float64x16(array, types.intp), build
+
+
+@intrinsic
+def add_i32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A + b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.add(*args)
+
+    return int32x16(int32x16, int32x16), build
+
+
+@intrinsic
+def narrow(typingctx: Any, vector: Any) -> Any:
+    """Sixteen float64 rounded to float32."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fptrunc(args[0], _vector(_F32))
+
+    return float32x16(float64x16), build
+
+
+@intrinsic
+def sum_f64(typingctx: Any, vector: Any) -> Any:
+    """The sum of the lanes by the fixed tree."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _fold(builder, args[0], builder.fadd)
+
+    return types.float64(float64x16), build
 
 
 @intrinsic
@@ -218,6 +324,27 @@ def add_int8(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> 
         left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8), _vector(_I16))
         right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I8), _vector(_I16))
         return builder.add(args[0], builder.sext(builder.mul(left, right), _vector(_I32)))
+
+    return int32x16(int32x16, a, types.intp, b, types.intp), build
+
+
+@intrinsic
+def add_int8_int16(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> Any:
+    """Add 32 products of int8 and int16 to `acc`, two a lane; the caller knows that no lane wraps.
+
+    Sums of neighbouring products of 16 bits are one instruction (pmaddwd) where LLVM finds it.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.VectorType(_I32, 32)
+        left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8, lanes=32), wide)
+        right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I16, lanes=32), wide)
+        product = builder.mul(left, right)
+        undef = ir.Constant(wide, ir.Undefined)
+        even, odd = (
+            builder.shuffle_vector(product, undef, ir.Constant(_vector(_I32), list(range(i, 32, 2)))) for i in (0, 1)
+        )
+        return builder.add(args[0], builder.add(even, odd))
 
     return int32x16(int32x16, a, types.intp, b, types.intp), build
 
