@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
-from bitnet.kernels import barrier, graph, row_tiles
-from bitnet.kernels.variants import TILE_COLUMNS, Variant
+from bitnet.kernels import row_tiles
+from bitnet.kernels.ledger import KernelUse
+from bitnet.kernels.variants import TILE_COLUMNS, choose
 from bitnet.linear import Backend, Float32, TernaryMatrix
 from bitnet.weights import Weights
 
@@ -21,25 +22,15 @@ if TYPE_CHECKING:
 
 
 class CompiledLayers:
-    """All layers of a network in one call.
+    """All layers of a network in one call; see `compile_layers`."""
 
-    Raises:
-        ValueError: `suits` said no.
-    """
-
-    def __init__(self, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics, v: Variant) -> None:
-        self.config, self.backend, self.numerics, self.variant = config, backend, numerics, v
-        matrices = [list(layer.projections()) for layer in weights.layers]
-        self._tiles = [[row_tiles.pack(m.codes, v.layout, n_threads=backend.n_threads) for m in layer] for layer in matrices]
-        total = sum(t.data.nbytes for layer in self._tiles for t in layer)
-        self._arena = row_tiles.aligned((total,), 4096)
-        at = 0
-        for layer in self._tiles:
-            for i, t in enumerate(layer):
-                part = self._arena[at : at + t.data.nbytes].reshape(t.data.shape)
-                part[:] = t.data
-                layer[i] = row_tiles.Tiles(data=part, n_row=t.n_row, n_col=t.n_col, layout=t.layout)
-                at += t.data.nbytes
+    def __init__(self, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> None:
+        self.config, self.backend, self.numerics = config, backend, numerics
+        self.variant = v = choose()
+        matrices = [[m for m in layer.projections() if isinstance(m, TernaryMatrix)] for layer in weights.layers]
+        self._tiles = [
+            [row_tiles.pack(m.codes, v.layout, n_threads=backend.n_threads) for m in layer] for layer in matrices
+        ]
         self._addresses = np.array([[t.data.ctypes.data for t in layer] for layer in self._tiles], np.int64)
         self._shapes = np.array([[t.data.shape[:2] for t in layer] for layer in self._tiles], np.int64)
         self._scales = np.array([[m.scale for m in layer] for layer in matrices], np.float32)
@@ -59,11 +50,21 @@ class CompiledLayers:
             np.int64,
         )
         self._lock = Lock()
+        self._uses: dict[KernelUse, tuple[int, int, int]] = {}  # calls, rows of one token, bytes
+        for m in weights.projections():
+            use = KernelUse(
+                kernel=f"{backend.device}.ternary_int8_token.int8_token",
+                role="projection",
+                weight_type=m.type_name,
+                isa=v.isa,
+            )
+            calls, rows, n_bytes = self._uses.get(use, (0, 0, 0))
+            self._uses[use] = calls + 1, rows + m.n_row, n_bytes + m.n_bytes
+        self._kept: list[NDArray[Any]] = []
 
     def run(self, x: Float32, cos: Float32, sin: Float32, segments: Sequence[Segment]) -> None:
         """All layers, in place: x [T, n_embd]."""
         n_threads = self.backend.n_threads
-        pool = segments[0].cache.pool
         width = max(len(s.cache.pages) for s in segments)
         tables = np.full((len(segments), width), -1, np.int32)
         for row, s in zip(tables, segments, strict=True):
@@ -71,6 +72,22 @@ class CompiledLayers:
         round_probs = [
             self.numerics.probs == "f16" or (self.numerics.probs == "f16_decode" and s.n_token == 1) for s in segments
         ]
+        with self._lock:
+            self._run(x, cos, sin, segments, tables, np.array(round_probs), n_threads)
+        for use, (calls, rows, n_bytes) in self._uses.items():
+            self.backend.ledger.add(use, rows=rows * len(x), n_bytes=n_bytes, calls=calls)
+
+    def _run(
+        self,
+        x: Float32,
+        cos: Float32,
+        sin: Float32,
+        segments: Sequence[Segment],
+        tables: NDArray[np.int32],
+        round_probs: NDArray[np.bool_],
+        n_threads: int,
+    ) -> None:
+        pool = segments[0].cache.pool
         arguments = (
             self._sizes,
             np.float32(self.config.rms_eps),
@@ -83,20 +100,22 @@ class CompiledLayers:
             sin,
             np.array([*(s.begin for s in segments), len(x)], np.int64),
             np.array([s.cache.n_past for s in segments], np.int64),
-            np.array(round_probs),
+            round_probs,
             tables,
             pool.keys,
             pool.values,
             *self._scratch(len(x), n_threads),
             x,
         )
-        with self._lock:
-            state = barrier.new_barrier()
-            self.backend.together(
-                lambda thread, n: graph.layers(self.variant, thread, n, state, *arguments),
-            )
+        from bitnet.kernels import barrier, graph  # numba, which a caller that only looks at a file need not load
+
+        state = barrier.new_barrier()
+        self.backend.together(lambda thread, n: graph.layers(self.variant, thread, n, state, *arguments))
 
     def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
+        """Room for all intermediates; that of the last pass again, if it had as many tokens."""
+        if self._kept and len(self._kept[-1]) == n_token and len(self._kept[0]) == max(n_token, n_threads):
+            return self._kept
         c = self.config
         rows = max(n_token, n_threads)
         made: list[NDArray[Any]] = []
@@ -104,7 +123,8 @@ class CompiledLayers:
             made += [np.empty((rows, n), np.float32), np.zeros((rows, self._padded(n)), np.int8)]
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
-        return [*made, *(np.empty((n_token, n), np.float32) for n in widths)]
+        self._kept = [*made, *(np.empty((n_token, n), np.float32) for n in widths)]
+        return self._kept
 
     def _padded(self, n: int) -> int:
         columns = TILE_COLUMNS[self.variant.layout]
@@ -115,8 +135,18 @@ def _vector(norm: Float32 | None) -> Float32:
     return np.empty(0, np.float32) if norm is None else norm
 
 
-def suits(weights: Weights, numerics: Numerics) -> bool:
-    """Whether every projection is ternary with one scale, and activations are int8 by token."""
-    return numerics.activation == "int8_token" and all(
-        isinstance(m, TernaryMatrix) and m.block_scale is None and m.width == m.n_col for m in weights.projections()
+def compile_layers(
+    config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics
+) -> CompiledLayers | None:
+    """All layers as one call, or None where they do not suit it.
+
+    They do on the CPU, where every projection is ternary with one scale and activations are int8 by token.
+    """
+    suit = (
+        backend.device == "cpu"
+        and numerics.activation == "int8_token"
+        and all(
+            isinstance(m, TernaryMatrix) and m.block_scale is None and m.width == m.n_col for m in weights.projections()
+        )
     )
+    return CompiledLayers(config, weights, backend, numerics) if suit else None

@@ -16,8 +16,9 @@ from bitnet.errors import ResourceLimitError
 from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
 from bitnet.metrics import Meter, Metrics
+from bitnet.model import Candidates
 from bitnet.runtime import Runtime
-from bitnet.sampler import sample
+from bitnet.sampler import needed, sample
 from bitnet.streaming import TextStream
 from bitnet.tokenizer import Tokenizer
 
@@ -127,21 +128,26 @@ class Continuation:
             self.reason = "length"
             return ""
         self.meter.cached_tokens = self.cache.position
-        logits = self._beginning.logits if self._beginning is not None else None
-        for evaluated in prefill(self.runtime, self.prompt_ids, self.cache, self.meter):
-            logits = evaluated
+        found = Candidates(ids=None, logits=self._beginning.logits) if self._beginning is not None else None
+        for evaluated in prefill(self.runtime, self.prompt_ids, self.cache, self.meter, self.wanted):
+            found = evaluated
             if cancelled.is_set():
                 break
-        if logits is None or cancelled.is_set():
+        if found is None or cancelled.is_set():
             self.reason = "cancelled"
             return ""
-        piece = self.accept(logits)
+        piece = self.accept(found)
         self.meter.first_token_seconds = self.meter.seconds.get("tokenise", 0.0) + time.perf_counter() - self.began
         return piece
 
-    def accept(self, logits: Float32) -> str:
-        """Choose the next token from [n_vocab] logits; text that is certain with it. Sets `reason` at the end."""
-        token = sample(logits, (*self.prompt_ids, *self.ids), self.config, self._rng)
+    @property
+    def wanted(self) -> int | None:
+        """How many of the largest logits decide the next token; None: all."""
+        return needed(self.config, len(self.prompt_ids) + len(self.ids))
+
+    def accept(self, found: Candidates) -> str:
+        """Choose the next token; text that is certain with it. Sets `reason` at the end."""
+        token = sample(found.logits, (*self.prompt_ids, *self.ids), self.config, self._rng, found.ids)
         if token in self._ends:
             self.reason = "end_token"
             return ""
@@ -186,22 +192,24 @@ class Continuation:
         return piece
 
 
-def prefill(runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter) -> Iterator[Float32]:
-    """Evaluate what of a prompt is not in the cache, chunk by chunk; the logits [n_vocab] after each chunk."""
+def prefill(
+    runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter, wanted: int | None = None
+) -> Iterator[Candidates]:
+    """Evaluate what of a prompt is not in the cache, chunk by chunk; after each the `wanted` largest logits, or all."""
     while cache.position < len(ids):
         with meter.phase("prefill"):
             begin = cache.position
             n = min(PREFILL_CHUNK, cache.make_room(), len(ids) - begin)
-            logits = runtime.step([(ids[begin : begin + n], cache)], [meter])[0]
+            found = runtime.step([(ids[begin : begin + n], cache)], [meter], [wanted])[0]
             meter.prefill_tokens += n
-        yield logits
+        yield found
 
 
 def decode(runtime: Runtime, sequences: Sequence[Continuation]) -> list[str]:
     """One pass over sequences that are not at their end: a token more for each; text that is certain."""
     began = time.perf_counter()
-    rows = runtime.step([s.next() for s in sequences], [s.meter for s in sequences])
-    pieces = [s.accept(row) for s, row in zip(sequences, rows, strict=True)]
+    found = runtime.step([s.next() for s in sequences], [s.meter for s in sequences], [s.wanted for s in sequences])
+    pieces = [s.accept(candidates) for s, candidates in zip(sequences, found, strict=True)]
     seconds = time.perf_counter() - began
     for s in sequences:
         s.meter.decode_tokens += 1

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import bitnet
-from bitnet.config import GenerationConfig
+from bitnet.generation_config import GenerationConfig
 from crossval.benchmark import Task
 from crossval.plan import TIMEOUT
 from reference.process import ProcessRunner
@@ -53,7 +53,8 @@ class Ours:
 
     def weight_bytes(self, task: Task) -> int:
         """Of all projections and of what the head reads."""
-        return self._model(task.threads).step_bytes
+        weights = self._model(task.threads).weights
+        return weights.n_bytes
 
 
 class LlamaCpp:

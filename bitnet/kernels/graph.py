@@ -164,9 +164,7 @@ def layers(
         _multiply(variant, thread, n_threads, m[K], s[K], c[K], q8, scale8, total8, sums, k)
         _multiply(variant, thread, n_threads, m[V], s[V], c[V], q8, scale8, total8, sums, v)
         wait(state, n_threads)
-        _rotate_and_store(
-            thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, tables, keys[il], values[il]
-        )
+        _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, tables, keys[il], values[il])
         wait(state, n_threads)
         for i in range(entries.size):
             begin, end = borders[i], borders[i + 1]
@@ -185,8 +183,6 @@ def layers(
         _gate(sizes, gate, up, begin, end, act)
         wait(state, n_threads)
         _prepare(thread, n_threads, state, act, ffn_sub_norm[il], eps, h_ff, q8_ff, scale8, total8)
-        begin, end = _multiply(
-            variant, thread, n_threads, m[DOWN], s[DOWN], c[DOWN], q8_ff, scale8, total8, sums, y
-        )
+        begin, end = _multiply(variant, thread, n_threads, m[DOWN], s[DOWN], c[DOWN], q8_ff, scale8, total8, sums, y)
         _add(x, y, begin, end)
         wait(state, n_threads)
