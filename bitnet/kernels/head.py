@@ -13,13 +13,13 @@ import math
 
 import numpy as np
 
-from bitnet.kernels import dot, simd
+from bitnet.kernels import dot, simd, simd64
 from bitnet.kernels.compile import device, kernel
 
 _f32 = np.float32
 
 #: Elements of float rows that are fetched ahead (a few rows), and bytes of integer rows.
-_AHEAD = 8192
+AHEAD = 8192
 _AHEAD_CODES = 1024
 
 
@@ -33,25 +33,29 @@ def dense_row(weight, x, n, at, at_x):
 
 
 @device
-def dense_rows(weight, x, n, row, end, at_x, out):
-    """Rows [row, end) of a flat matrix [n_row, n] · x[at_x : at_x + n], to out[row:end]; n a multiple of 16."""
+def dense_rows(weight, x, n, row, end, at_x, ahead, out, at_out):
+    """Rows [row, end) of a flat matrix [n_row, n] · x[at_x : at_x + n], to out[at_out:]; n a multiple of 16.
+
+    What lies `ahead` elements further is fetched, unless that is 0.
+    """
     whole = row + (end - row) // 4 * 4
     for r in range(row, whole, 4):
         a, b, c, d = simd.zero_f32(), simd.zero_f32(), simd.zero_f32(), simd.zero_f32()
         at = r * n
         for i in range(0, n, 16):
             v = simd.load(x, at_x + i)
-            if i % 32 == 0:
+            if ahead and i % 32 == 0:
                 for k in range(4):
-                    dot.prefetch(weight, at + k * n + i + _AHEAD)
+                    dot.prefetch(weight, at + k * n + i + ahead)
             a = simd.fma_f32(simd.load(weight, at + i), v, a)
             b = simd.fma_f32(simd.load(weight, at + n + i), v, b)
             c = simd.fma_f32(simd.load(weight, at + 2 * n + i), v, c)
             d = simd.fma_f32(simd.load(weight, at + 3 * n + i), v, d)
-        out[r], out[r + 1] = simd.sum_f32(a), simd.sum_f32(b)
-        out[r + 2], out[r + 3] = simd.sum_f32(c), simd.sum_f32(d)
+        to = at_out + r - row
+        out[to], out[to + 1] = simd.sum_f32(a), simd.sum_f32(b)
+        out[to + 2], out[to + 3] = simd.sum_f32(c), simd.sum_f32(d)
     for r in range(whole, end):
-        out[r] = dense_row(weight, x, n, r * n, at_x)
+        out[at_out + r - row] = dense_row(weight, x, n, r * n, at_x)
 
 
 @kernel
@@ -61,7 +65,7 @@ def dense(weight, x, row, end, out):
     flat_weight, flat_x = weight.reshape(-1), x.reshape(-1)
     for first in range(row, end, 4):
         for t in range(x.shape[0]):
-            dense_rows(flat_weight, flat_x, n, first, min(first + 4, end), t * n, out[t])
+            dense_rows(flat_weight, flat_x, n, first, min(first + 4, end), t * n, AHEAD, out[t], first)
 
 
 # --- screening: the constants and the proof are in `bitnet/screen.py` ------------------------------------------------
@@ -94,17 +98,17 @@ def quantise_rows(weight, levels, row, end, codes, scale, error, norm):
         for i in range(values.size):
             v = simd.round_even(values[i] * inverse)
             codes[r, i] = np.int8(min(max(v, -most), most))
-        missed = simd.zero_f64()
+        missed = simd64.zero_f64()
         squares = np.int64(0)
-        step = simd.splat_f64(-np.float64(s))
+        step = simd64.splat_f64(-np.float64(s))
         for i in range(0, n, 16):
-            difference = simd.fma_f64(simd.widen_int8(codes[r], i), step, simd.widen(simd.load(values, i)))
-            missed = simd.fma_f64(difference, difference, missed)
+            difference = simd64.fma_f64(simd64.widen_int8(codes[r], i), step, simd64.widen(simd.load(values, i)))
+            missed = simd64.fma_f64(difference, difference, missed)
         for i in range(n):
             c = np.int32(codes[r, i])
             squares += np.int64(c * c)
         scale[r] = s
-        error[r] = math.sqrt(simd.sum_f64(missed))
+        error[r] = math.sqrt(simd64.sum_f64(missed))
         norm[r] = np.float64(s) * math.sqrt(np.float64(squares))
 
 

@@ -18,7 +18,7 @@ intrinsic: Any = extending.intrinsic  # its stub asks callers for the typing con
 
 LANES = 16
 
-_F32, _F64 = ir.FloatType(), ir.DoubleType()
+_F32 = ir.FloatType()
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
@@ -31,44 +31,33 @@ class _Float32x16(_Vector):
         super().__init__(name="float32x16")
 
 
-class _Float64x16(_Vector):
-    def __init__(self) -> None:
-        super().__init__(name="float64x16")
-
-
 class _Int32x16(_Vector):
     def __init__(self) -> None:
         super().__init__(name="int32x16")
 
 
 float32x16 = _Float32x16()
-float64x16 = _Float64x16()
 int32x16 = _Int32x16()
 
 
-def _vector(element: ir.Type) -> ir.VectorType:
+def lanes_of(element: ir.Type) -> ir.VectorType:
+    """The LLVM type of `LANES` elements."""
     return ir.VectorType(element, LANES)
 
 
 @register_model(_Float32x16)
 class _Float32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector(_F32))
-
-
-@register_model(_Float64x16)
-class _Float64x16Model(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector(_F64))
+        super().__init__(dmm, fe_type, lanes_of(_F32))
 
 
 @register_model(_Int32x16)
 class _Int32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector(_I32))
+        super().__init__(dmm, fe_type, lanes_of(_I32))
 
 
-def _load(
+def load_lanes(
     context: Any,
     builder: Any,
     array_type: Any,
@@ -87,11 +76,12 @@ def _load(
     return value
 
 
-def _declare(builder: Any, name: str, result: ir.Type, *arguments: ir.Type) -> Any:
+def declare(builder: Any, name: str, result: ir.Type, *arguments: ir.Type) -> Any:
+    """A function that LLVM knows."""
     return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, arguments))
 
 
-def _fold(builder: Any, vector: Any, add: Any) -> Any:
+def fold(builder: Any, vector: Any, add: Any) -> Any:
     """The sum of all lanes by the fixed tree 8, 4, 2, 1."""
     width = LANES
     while width > 1:
@@ -103,10 +93,11 @@ def _fold(builder: Any, vector: Any, add: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    undef = ir.Constant(_vector(value.type), ir.Undefined)
+def every_lane(builder: Any, value: Any) -> Any:
+    """One number in every lane."""
+    undef = ir.Constant(lanes_of(value.type), ir.Undefined)
     first = builder.insert_element(undef, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undef, ir.Constant(_vector(_I32), [0] * LANES))
+    return builder.shuffle_vector(first, undef, ir.Constant(lanes_of(_I32), [0] * LANES))
 
 
 @intrinsic
@@ -114,7 +105,7 @@ def zero_f32(typingctx: Any) -> Any:
     """Sixteen zeros."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(_vector(_F32), [0.0] * LANES)
+        return ir.Constant(lanes_of(_F32), [0.0] * LANES)
 
     return float32x16(), build
 
@@ -124,29 +115,9 @@ def zero_i32(typingctx: Any) -> Any:
     """Sixteen zeros."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(_vector(_I32), [0] * LANES)
+        return ir.Constant(lanes_of(_I32), [0] * LANES)
 
     return int32x16(), build
-
-
-@intrinsic
-def zero_f64(typingctx: Any) -> Any:
-    """Sixteen zeros."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(_vector(_F64), [0.0] * LANES)
-
-    return float64x16(), build
-
-
-@intrinsic
-def splat_f64(typingctx: Any, value: Any) -> Any:
-    """One float64 in every lane."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
-
-    return float64x16(types.float64), build
 
 
 @intrinsic
@@ -154,7 +125,7 @@ def splat_f32(typingctx: Any, value: Any) -> Any:
     """One float32 in every lane."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return every_lane(builder, args[0])
 
     return float32x16(types.float32), build
 
@@ -166,16 +137,67 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dtype = signature.args[0].dtype
         if dtype == types.float32:
-            return _load(context, builder, signature.args[0], args[0], args[1], _F32)
-        bits = _load(context, builder, signature.args[0], args[0], args[1], _I16)
+            return load_lanes(context, builder, signature.args[0], args[0], args[1], _F32)
+        bits = load_lanes(context, builder, signature.args[0], args[0], args[1], _I16)
         if dtype == types.uint16:
-            return builder.fpext(builder.bitcast(bits, _vector(ir.HalfType())), _vector(_F32))
-        wide = builder.zext(bits, _vector(_I32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(_vector(_I32), [16] * LANES)), _vector(_F32))
+            return builder.fpext(builder.bitcast(bits, lanes_of(ir.HalfType())), lanes_of(_F32))
+        wide = builder.zext(bits, lanes_of(_I32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(lanes_of(_I32), [16] * LANES)), lanes_of(_F32))
 
     if array.dtype not in (types.float32, types.uint16, types.int16):
         return None
     return float32x16(array, types.intp), build
+
+
+@intrinsic
+def splat_at(typingctx: Any, array: Any, index: Any) -> Any:
+    """One float32 of a flat array in every lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return every_lane(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return float32x16(array, types.intp), build
+
+
+@intrinsic
+def max_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """The larger of a and b, lane by lane; b where either is NaN."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return float32x16(float32x16, float32x16), build
+
+
+@intrinsic
+def largest_f32(typingctx: Any, vector: Any) -> Any:
+    """The largest lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return types.float32(float32x16), build
+
+
+@intrinsic
+def multiply_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A · b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fmul(*args)
+
+    return float32x16(float32x16, float32x16), build
+
+
+@intrinsic
+def subtract_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A − b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(*args)
+
+    return float32x16(float32x16, float32x16), build
 
 
 @intrinsic
@@ -184,7 +206,7 @@ def store_f32(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), _vector(_F32).as_pointer())
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), lanes_of(_F32).as_pointer())
         builder.store(args[2], pointer).align = 1
         return context.get_dummy_value()
 
@@ -196,41 +218,10 @@ def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """A · b + c, lane by lane, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _vector(_F32)
-        return builder.call(_declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
+        v = lanes_of(_F32)
+        return builder.call(declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
 
     return float32x16(float32x16, float32x16, float32x16), build
-
-
-@intrinsic
-def fma_f64(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """A · b + c, lane by lane, rounded once."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _vector(_F64)
-        return builder.call(_declare(builder, "llvm.fma.v16f64", v, v, v, v), args)
-
-    return float64x16(float64x16, float64x16, float64x16), build
-
-
-@intrinsic
-def widen(typingctx: Any, vector: Any) -> Any:
-    """Sixteen float32 as float64, exactly."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(args[0], _vector(_F64))
-
-    return float64x16(float32x16), build
-
-
-@intrinsic
-def widen_int8(typingctx: Any, array: Any, index: Any) -> Any:
-    """Sixteen int8 of a flat array as float64."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sitofp(_load(context, builder, signature.args[0], args[0], args[1], _I8), _vector(_F64))
-
-    return float64x16(array, types.intp), build
 
 
 @intrinsic
@@ -241,26 +232,6 @@ def add_i32(typingctx: Any, a: Any, b: Any) -> Any:
         return builder.add(*args)
 
     return int32x16(int32x16, int32x16), build
-
-
-@intrinsic
-def narrow(typingctx: Any, vector: Any) -> Any:
-    """Sixteen float64 rounded to float32."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fptrunc(args[0], _vector(_F32))
-
-    return float32x16(float64x16), build
-
-
-@intrinsic
-def sum_f64(typingctx: Any, vector: Any) -> Any:
-    """The sum of the lanes by the fixed tree."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], builder.fadd)
-
-    return types.float64(float64x16), build
 
 
 @intrinsic
@@ -278,7 +249,7 @@ def sum_f32(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes by the fixed tree."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], builder.fadd)
+        return fold(builder, args[0], builder.fadd)
 
     return types.float32(float32x16), build
 
@@ -288,7 +259,7 @@ def sum_i32(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], builder.add)
+        return fold(builder, args[0], builder.add)
 
     return types.int32(int32x16), build
 
@@ -304,14 +275,14 @@ def add_ternary128(typingctx: Any, acc: Any, codes: Any, at: Any, q: Any, at_q: 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total = None
         for half in (0, 16):
-            packed = _load(context, builder, signature.args[1], args[1], args[2], _I8, half)
+            packed = load_lanes(context, builder, signature.args[1], args[1], args[2], _I8, half)
             for plane in range(4):
-                shift = ir.Constant(_vector(_I8), [6 - 2 * plane] * LANES)
-                code = builder.and_(builder.lshr(packed, shift), ir.Constant(_vector(_I8), [3] * LANES))
-                active = _load(context, builder, signature.args[3], args[3], args[4], _I8, 32 * plane + half)
-                product = builder.mul(builder.zext(code, _vector(_I16)), builder.sext(active, _vector(_I16)))
+                shift = ir.Constant(lanes_of(_I8), [6 - 2 * plane] * LANES)
+                code = builder.and_(builder.lshr(packed, shift), ir.Constant(lanes_of(_I8), [3] * LANES))
+                active = load_lanes(context, builder, signature.args[3], args[3], args[4], _I8, 32 * plane + half)
+                product = builder.mul(builder.zext(code, lanes_of(_I16)), builder.sext(active, lanes_of(_I16)))
                 total = product if total is None else builder.add(total, product)
-        return builder.add(args[0], builder.sext(total, _vector(_I32)))
+        return builder.add(args[0], builder.sext(total, lanes_of(_I32)))
 
     return int32x16(int32x16, codes, types.intp, q, types.intp), build
 
@@ -321,9 +292,9 @@ def add_int8(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> 
     """Add 16 products of int8 and int8 to `acc`; a product is at most 2^14, so int16 holds it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8), _vector(_I16))
-        right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I8), _vector(_I16))
-        return builder.add(args[0], builder.sext(builder.mul(left, right), _vector(_I32)))
+        left = builder.sext(load_lanes(context, builder, signature.args[1], args[1], args[2], _I8), lanes_of(_I16))
+        right = builder.sext(load_lanes(context, builder, signature.args[3], args[3], args[4], _I8), lanes_of(_I16))
+        return builder.add(args[0], builder.sext(builder.mul(left, right), lanes_of(_I32)))
 
     return int32x16(int32x16, a, types.intp, b, types.intp), build
 
@@ -337,12 +308,12 @@ def add_int8_int16(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: An
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         wide = ir.VectorType(_I32, 32)
-        left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8, lanes=32), wide)
-        right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I16, lanes=32), wide)
+        left = builder.sext(load_lanes(context, builder, signature.args[1], args[1], args[2], _I8, lanes=32), wide)
+        right = builder.sext(load_lanes(context, builder, signature.args[3], args[3], args[4], _I16, lanes=32), wide)
         product = builder.mul(left, right)
         undef = ir.Constant(wide, ir.Undefined)
         even, odd = (
-            builder.shuffle_vector(product, undef, ir.Constant(_vector(_I32), list(range(i, 32, 2)))) for i in (0, 1)
+            builder.shuffle_vector(product, undef, ir.Constant(lanes_of(_I32), list(range(i, 32, 2)))) for i in (0, 1)
         )
         return builder.add(args[0], builder.add(even, odd))
 
@@ -355,7 +326,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         double = ir.DoubleType()
-        return builder.call(_declare(builder, "llvm.fma.f64", double, double, double, double), args)
+        return builder.call(declare(builder, "llvm.fma.f64", double, double, double, double), args)
 
     return types.float64(types.float64, types.float64, types.float64), build
 
@@ -365,7 +336,7 @@ def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """Scalar a · b + c in float32, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_declare(builder, "llvm.fma.f32", _F32, _F32, _F32, _F32), args)
+        return builder.call(declare(builder, "llvm.fma.f32", _F32, _F32, _F32, _F32), args)
 
     return types.float32(types.float32, types.float32, types.float32), build
 
@@ -395,6 +366,6 @@ def round_even(typingctx: Any, value: Any) -> Any:
     """A float32 rounded to an integer, half to even."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_declare(builder, "llvm.roundeven.f32", _F32, _F32), args)
+        return builder.call(declare(builder, "llvm.roundeven.f32", _F32, _F32), args)
 
     return types.float32(types.float32), build
