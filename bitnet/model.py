@@ -29,8 +29,8 @@ from bitnet.weights import Layer, Weights
 Tap = Callable[[str, int, Float32], Float32]
 
 
-#: Sequences of one pass that are screened one by one; for more, one reading of the whole head serves all.
-MAX_SCREENED = 2
+#: Rows of logits that are screened together; for more, reading the whole head costs no more than multiplying so often.
+MAX_SCREENED = 8
 #: Largest logits that are worth screening for.
 MAX_TOP = 1024
 
@@ -132,37 +132,41 @@ class Network:
 
     @np.errstate(over="ignore", invalid="ignore")
     def forward_top(
-        self, batch: Sequence[tuple[Sequence[int], KVCache]], counts: Sequence[int | None]
-    ) -> list[Candidates]:
-        """The largest logits after the last token of each sequence: exactly those of `forward_batch`.
+        self, batch: Sequence[tuple[Sequence[int], KVCache]], counts: Sequence[Sequence[int | None]]
+    ) -> list[list[Candidates]]:
+        """The largest logits after the last tokens of each sequence: exactly those of `forward_batch`.
 
         Args:
             batch: As for `forward_batch`.
-            counts: How many of each; None for all.
+            counts: For each sequence, for each of its last tokens, how many of the largest; None for all.
         """
         segments = self._segments(batch)
-        x = self._graph(segments, keep)[[s.end - 1 for s in segments]]
-        self.backend.ledger.add_pass(tokens=segments[-1].end, head_rows=len(x))
-        screened = len(x) <= MAX_SCREENED and all(k is not None and k <= MAX_TOP for k in counts)
-        screen = self.screen if screened else None
-        if screen is None:
-            logits = self._head(x, [s.n_token for s in segments])
-            return [Candidates(ids=None, logits=row) for row in logits]
-        found = []
-        for row, segment, k in zip(x, segments, counts, strict=True):
-            assert k is not None
-            rounding = head_rounding(self.numerics, segment.n_token)
-            best = top(screen, self.backend.activations(row[None]).rounded(rounding)[0], k, self.backend)
-            use = KernelUse(
-                kernel=f"{self.backend.device}.screen.{rounding}",
-                role="head",
-                weight_type=self.weights.head.type_name,
-                isa=instruction_set(self.backend.device),
-            )
-            n_bytes = screen.n_bytes + best.rescored * self.weights.head.n_bytes // self.config.n_vocab
-            self.backend.ledger.add(use, rows=self.config.n_vocab, n_bytes=n_bytes)
-            found.append(Candidates(ids=best.ids, logits=best.logits))
-        return found
+        x = self._graph(segments, keep)
+        rows = [s.end - len(wanted) + i for s, wanted in zip(segments, counts, strict=True) for i in range(len(wanted))]
+        lengths = [s.n_token for s, wanted in zip(segments, counts, strict=True) for _ in wanted]
+        found = iter(self._top(x[rows], lengths, [k for wanted in counts for k in wanted]))
+        self.backend.ledger.add_pass(tokens=segments[-1].end, head_rows=len(rows))
+        return [[next(found) for _ in wanted] for wanted in counts]
+
+    def _top(self, x: Float32, lengths: Sequence[int], counts: Sequence[int | None]) -> list[Candidates]:
+        """The largest logits of each row of x, screened where that is proven and pays."""
+        few = [k for k in counts if k is not None and k <= MAX_TOP]
+        screen = self.screen if len(few) == len(counts) <= MAX_SCREENED else None
+        roundings = {head_rounding(self.numerics, n) for n in lengths}
+        if screen is None or len(roundings) > 1:
+            return [Candidates(ids=None, logits=row) for row in self._head(x, lengths)]
+        (rounding,) = roundings
+        best = top(screen, self.backend.activations(x).rounded(rounding), few, self.backend)
+        head = self.weights.head
+        use = KernelUse(
+            kernel=f"{self.backend.device}.screen.{rounding}",
+            role="head",
+            weight_type=head.type_name,
+            isa=instruction_set(self.backend.device),
+        )
+        n_bytes = screen.n_bytes + sum(b.rescored for b in best) * head.n_bytes // head.n_row
+        self.backend.ledger.add(use, rows=len(best) * head.n_row, n_bytes=n_bytes)
+        return [Candidates(ids=b.ids, logits=b.logits) for b in best]
 
     @np.errstate(over="ignore", invalid="ignore")
     def hidden(self, ids: Sequence[int], cache: KVCache) -> Float32:

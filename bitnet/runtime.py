@@ -100,14 +100,14 @@ class Runtime:
         self,
         batch: Sequence[tuple[Sequence[int], KVCache]],
         meters: Sequence[Meter],
-        counts: Sequence[int | None] | None = None,
-    ) -> list[Candidates]:
-        """One pass: after the last token of each sequence all logits, or as many of the largest as `counts` says."""
+        counts: Sequence[Sequence[int | None]],
+    ) -> list[list[Candidates]]:
+        """One pass: for each sequence and each of its last tokens the largest logits; see `Network.forward_top`."""
         self.check_open()
         ledger = self.network.backend.ledger
         with self._turns:
             before = ledger.snapshot()
-            found = self.network.forward_top(batch, counts or [None] * len(batch))
+            found = self.network.forward_top(batch, counts)
             ran = ledger.since(before)
         for meter in meters:
             meter.add_pass(len(batch), ran)

@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from bitnet.kernels import cpu, ternary
+from bitnet.kernels import attend, cpu, ternary
 from bitnet.kernels.barrier import wait
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
@@ -168,7 +168,7 @@ def layers(
         wait(state, n_threads)
         for i in range(entries.size):
             begin, end = borders[i], borders[i + 1]
-            cpu.attention(
+            attend.attention(
                 q[begin:end], keys[il], values[il], tables[i], entries[i], attention_scale, round_probs[i],
                 first, last, kqv[begin:end],
             )  # fmt: skip
