@@ -183,7 +183,7 @@ def test_chat_needs_a_template(tmp_path):
 
 
 def test_it_says_what_it_is():
-    assert repr(bitnet.load(SOURCE)).startswith("<bitnet.Model b158_a.gguf: bitnet-b1.58, ")
+    assert repr(bitnet.load(SOURCE)).startswith("<bitnet.BitNetModel b158_a.gguf: bitnet-b1.58, ")
 
 
 def test_settings_are_checked():

@@ -89,7 +89,7 @@ def infer(
     result = decoder.result
     assert result is not None
     if not quiet:
-        t = result.timing
+        t = result.metrics
         prefill = t.prefill_tokens / t.prefill_seconds if t.prefill_seconds else 0.0
         print(
             f"{t.prefill_tokens} prompt tokens ({prefill:.0f}/s), {len(result.ids)} new ({t.decode_rate:.1f}/s), "
