@@ -117,3 +117,14 @@ def test_a_token_that_is_not_finite_stays_so_and_stays_alone(name):
     assert np.isnan(out[1]).all()
     assert (out[0] == 128).all()
     assert (out[2] == 64).all()
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_float_kernel_reads_every_layout(name):
+    rng = np.random.default_rng(4)
+    v, trits = VARIANTS[name], rng.integers(-1, 2, (21, 256), np.int8)
+    tiles = row_tiles.pack(inputs.pack(trits), v.layout)
+    x = rng.integers(-9, 9, (3, 256)).astype(np.float32)  # small whole numbers: no sum rounds
+    out, ones = np.empty((3, 21), np.float32), np.ones((21, 1), np.float32)
+    ternary.ternary_float(v, tiles.data, ones, x, np.float32(2), 0, 2, out)
+    assert np.array_equal(out, 2 * (x @ trits.T))

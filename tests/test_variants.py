@@ -58,6 +58,12 @@ def test_one_that_is_asked_for_is_taken_or_refused_but_never_replaced(host, monk
     assert choose().id == "avx2"
 
 
+def test_blocks_of_256_need_tiles_that_end_with_them():
+    for v in VARIANTS.values():
+        assert variants.for_blocks(v).layout == "2-bit"
+        assert variants.for_blocks(v).isa == v.isa
+
+
 def test_features_of_this_machine_are_llvms():
     assert variants.host_features() <= frozenset(__import__("llvmlite").binding.get_host_cpu_features())
     assert runs_here(VARIANTS["generic"])

@@ -136,12 +136,18 @@ def system() -> None:
     from bitnet.api import default_threads
     from bitnet.kernels import instruction_set
     from bitnet.kernels.compile import cache_folder
+    from bitnet.kernels.variants import VARIANTS, choose, runs_here
 
     def origin(variable: str) -> str:
         return variable if os.environ.get(variable) else "default"
 
     device = os.environ.get("BITNET_DEVICE") or "cpu"
     print(f"{'device':<13} {device} ({origin('BITNET_DEVICE')}), kernels for {instruction_set(device)}")
+    chosen = choose()
+    for i, v in enumerate(VARIANTS.values()):
+        state = f"in use ({origin('BITNET_ISA')})" if v is chosen else "usable" if runs_here(v) else "not on this CPU"
+        name = "kernels" if i == 0 else ""
+        print(f"{name:<13} {v.id:<16} {v.isa:<13} {v.layout:<7} {state}: {v.what}")
     print(f"{'threads':<13} {default_threads()} ({origin('BITNET_NUM_THREADS')})")
     print(f"{'model':<13} {os.environ.get('BITNET_GGUF') or 'none'} ({origin('BITNET_GGUF')})")
     print(f"{'seed':<13} {os.environ.get('BITNET_SEED') or '0'} ({origin('BITNET_SEED')})")

@@ -1,8 +1,8 @@
 """Codes in I2_S order to tiles and back: bit shuffles on whole words, so that a model of 2e9 weights takes a second.
 
-Two bits a weight: in I2_S order, four consecutive bytes hold four consecutive columns in each of four planes, 32
-columns apart. So a 32-bit word of codes gives one word of digits (bits 1-0 of each byte) to each of four tiles, and a
-lane of a tile is four such words, shifted to their place.
+In I2_S order, a word of four bytes holds four times four consecutive columns, 32 columns apart, in its four planes of
+two bits; in a tile of two bits, a lane holds sixteen consecutive columns. Four words to four lanes is a transposition
+of planes, which is its own inverse.
 """
 
 from __future__ import annotations
@@ -17,49 +17,56 @@ _FOUR_ZEROS = np.uint32(0x55555555)  # sixteen of them
 
 
 @device
-def _words(codes, row, block, n_row):
-    """The eight words of 128 columns of one row; of zero weights where the row is padding."""
-    if row < n_row:
-        flat = codes[row, 32 * block : 32 * block + 32].view(np.uint32)
-        return (flat[0], flat[1], flat[2], flat[3], flat[4], flat[5], flat[6], flat[7])
-    z = _FOUR_ZEROS
-    return (z, z, z, z, z, z, z, z)
+def _transposed(a, b, c, d):
+    """Plane i of word j becomes plane j of word i."""
+    two, four = np.uint32(2), np.uint32(4)
+    t = ((a >> four) ^ c) & np.uint32(0x0F0F0F0F)
+    a, c = a ^ (t << four), c ^ t
+    t = ((b >> four) ^ d) & np.uint32(0x0F0F0F0F)
+    b, d = b ^ (t << four), d ^ t
+    t = ((a >> two) ^ b) & np.uint32(0x33333333)
+    a, b = a ^ (t << two), b ^ t
+    t = ((c >> two) ^ d) & np.uint32(0x33333333)
+    return a, b, c ^ (t << two), d ^ t
 
 
 @kernel
 def pack_2bit(codes, begin, end, data):
     """Rows of tiles [begin, end) of data [row tiles, n_col / 16, 64]."""
     n_row = codes.shape[0]
+    words = codes.view(np.uint32)
     lanes = data.reshape(data.shape[0], -1).view(np.uint32)
+    z = _FOUR_ZEROS
     for tile_row in range(begin, end):
-        for block in range(codes.shape[1] // 32):
+        for first in range(0, words.shape[1], 4):
+            at = 16 * (8 * (first // 8) + first % 8 // 4)  # the tile of the highest plane; the next is two tiles on
             for r in range(16):
-                words = _words(codes, 16 * tile_row + r, block, n_row)
-                for tile in range(8):
-                    plane = np.uint32(6 - 2 * (tile // 2))
-                    first = 4 * (tile % 2)
-                    lane = (words[first] >> plane) & _LOW
-                    lane |= ((words[first + 1] >> plane) & _LOW) << np.uint32(2)
-                    lane |= ((words[first + 2] >> plane) & _LOW) << np.uint32(4)
-                    lane |= ((words[first + 3] >> plane) & _LOW) << np.uint32(6)
-                    lanes[tile_row, (8 * block + tile) * 16 + r] = lane
+                row = 16 * tile_row + r
+                a, b, c, d = z, z, z, z
+                if row < n_row:
+                    a, b, c, d = words[row, first], words[row, first + 1], words[row, first + 2], words[row, first + 3]
+                a, b, c, d = _transposed(a, b, c, d)
+                lanes[tile_row, at + r] = d
+                lanes[tile_row, at + 32 + r] = c
+                lanes[tile_row, at + 64 + r] = b
+                lanes[tile_row, at + 96 + r] = a
 
 
 @kernel
 def unpack_2bit(data, begin, end, codes):
     """The inverse of `pack_2bit`, without the padding."""
     n_row = codes.shape[0]
+    words = codes.view(np.uint32)
     lanes = data.reshape(data.shape[0], -1).view(np.uint32)
     for tile_row in range(begin, end):
-        for r in range(min(16, n_row - 16 * tile_row)):
-            words = codes[16 * tile_row + r].view(np.uint32)
-            words[:] = 0
-            for tile in range(data.shape[1]):
-                lane = lanes[tile_row, tile * 16 + r]
-                plane = np.uint32(6 - 2 * (tile % 8 // 2))
-                first = tile // 8 * 8 + 4 * (tile % 2)
-                for s in range(4):
-                    words[first + s] |= ((lane >> np.uint32(2 * s)) & _LOW) << plane
+        for first in range(0, words.shape[1], 4):
+            at = 16 * (8 * (first // 8) + first % 8 // 4)
+            for r in range(min(16, n_row - 16 * tile_row)):
+                row = 16 * tile_row + r
+                d, c = lanes[tile_row, at + r], lanes[tile_row, at + 32 + r]
+                b, a = lanes[tile_row, at + 64 + r], lanes[tile_row, at + 96 + r]
+                a, b, c, d = _transposed(a, b, c, d)
+                words[row, first], words[row, first + 1], words[row, first + 2], words[row, first + 3] = a, b, c, d
 
 
 @device
@@ -103,17 +110,23 @@ def pack_base3(codes, begin, end, data):
 def unpack_base3(data, begin, end, codes):
     """The inverse of `pack_base3`, without the padding."""
     n_row, n_col = codes.shape[0], codes.shape[1] * 4
+    digits = np.zeros((5, 256), np.uint32)
+    for byte in range(256):
+        y = byte
+        for s in range(5):
+            digits[s, byte] = 3 * y // 256
+            y = 3 * y % 256
+    eight, sixteen, twenty_four = np.uint32(8), np.uint32(16), np.uint32(24)
     for tile_row in range(begin, end):
         for r in range(min(16, n_row - 16 * tile_row)):
-            row = 16 * tile_row + r
-            codes[row] = 0
+            words = codes[16 * tile_row + r].view(np.uint32)
+            words[:] = 0
             for tile in range(data.shape[1]):
-                for j in range(4):
-                    y = np.int64(data[tile_row, tile, 4 * r + j])
-                    for s in range(5):
-                        column = 20 * tile + 4 * s + j
-                        if column < n_col:
-                            block, within = divmod(column, 128)
-                            digit = np.uint8(3 * y // 256)
-                            codes[row, 32 * block + within % 32] |= digit << np.uint8(6 - 2 * (within // 32))
-                        y = 3 * y % 256
+                four_bytes = data[tile_row, tile, 4 * r : 4 * r + 4]
+                i, j, k, m = four_bytes[0], four_bytes[1], four_bytes[2], four_bytes[3]
+                for s in range(min(5, (n_col - 20 * tile) // 4)):
+                    low = digits[s, i] | (digits[s, j] << eight)
+                    four = low | (digits[s, k] << sixteen) | (digits[s, m] << twenty_four)
+                    block, within = divmod(20 * tile + 4 * s, 128)
+                    plane, byte = divmod(within, 32)
+                    words[8 * block + byte // 4] |= four << np.uint32(6 - 2 * plane)

@@ -9,6 +9,8 @@ consecutive activations, broadcast to every lane, meet four consecutive weights 
   (3·y(s) − y(s+1)) / 256. For y(s) / 256 = f(s) + e·3^s, where f(s) is the fraction of 3^s·v/243 and 0 ≤ e < 1/256;
   f(s) is a multiple of 3^s/243 below 1, so it is at most 1 − 3^s/243, and the error e·3^s < 3^s/256 never carries.
 
+The third layout, `rows`, is that of the file: codes in I2_S order, which are not copied; numpy's kernels read it.
+
 Digits are 0, 1, 2 for −1, 0, +1: kernels multiply digits and take off the sum of the activations. Rows are padded to
 16 and columns to whole tiles with zero weights (digit 1); padded activations are zero.
 """
@@ -38,7 +40,7 @@ class Tiles:
     """A packed matrix.
 
     Attributes:
-        data: [row tiles, column tiles, 64] uint8, aligned to 64 bytes.
+        data: [row tiles, column tiles, 64] uint8, aligned to 64 bytes; codes [n_row, n_col / 4] of `rows`.
         n_row: Rows that are not padding.
         n_col: Columns that are not padding, a multiple of 128.
         layout: How a byte holds its weights.
@@ -52,6 +54,8 @@ class Tiles:
     @property
     def width(self) -> int:
         """Columns with the padding: what activations are padded to."""
+        if self.layout == "rows":
+            return self.n_col
         return int(self.data.shape[1]) * TILE_COLUMNS[self.layout]
 
 
@@ -63,6 +67,11 @@ def aligned(shape: tuple[int, ...], alignment: int = TILE_BYTES) -> Codes:
     return store[start : start + size].reshape(shape)
 
 
+def as_rows(codes: Codes) -> Tiles:
+    """Codes [n_row, n_col / 4] in I2_S order, as they are."""
+    return Tiles(data=codes, n_row=codes.shape[0], n_col=codes.shape[1] * 4, layout="rows")
+
+
 def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1) -> Tiles:
     """Tiles of codes [n_row, n_col / 4] in I2_S order (0, 1, 2; not checked).
 
@@ -71,6 +80,8 @@ def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1) -> Tiles
         layout: Of the result.
         n_threads: Threads that share the rows.
     """
+    if layout == "rows":
+        return as_rows(codes)
     from bitnet.kernels import packing
 
     codes = np.ascontiguousarray(codes)
@@ -82,7 +93,9 @@ def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1) -> Tiles
 
 
 def unpack(tiles: Tiles, *, n_threads: int = 1) -> Codes:
-    """The codes that `pack` was given, [n_row, n_col / 4] in I2_S order."""
+    """The codes that `pack` was given, [n_row, n_col / 4] in I2_S order; of `rows` the same array."""
+    if tiles.layout == "rows":
+        return tiles.data
     from bitnet.kernels import packing
 
     codes = np.empty((tiles.n_row, tiles.n_col // 4), np.uint8)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitnet.kernels import dot
+from bitnet.kernels import dot, simd
 from bitnet.kernels.compile import device, kernel
 
 _f32 = np.float32
@@ -141,3 +141,60 @@ def ternary_sums(v, tiles, q, total, begin, end, out):
                 for row in range(16 * tile_row, min(16 * tile_row + 16, n_row)):
                     out[t + i, row] = sums[16 * i + row % 16] - total[t + i]
             t += n
+
+
+@kernel
+def ternary_blocks(v, tiles, block_scale, q, total, scale, tensor_scale, begin, end, out):
+    """Blocks of 256: exact integer sums a block, weighted by both block scales, added in float64, × tensor scale.
+
+    A block is sixteen tiles of two bits; block_scale, scale and total are [n_row or n_token, n_col / 256].
+    """
+    n_token, stride = q.shape
+    n_tile, n_row = tiles.shape[1], out.shape[1]
+    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
+    sums = np.empty(16 * BLOCK, np.int32)
+    y = np.empty(16 * BLOCK, np.float64)
+    for tile_row in range(begin, end):
+        rows = min(16, n_row - 16 * tile_row)
+        t, n = 0, 0
+        while t < n_token:
+            y[:] = 0.0
+            for b in range(n_tile // 16):
+                at = (tile_row * n_tile + 16 * b) * 64
+                n = row_tile_sums(v, flat, at, 16, flat_q, t * stride + 256 * b, stride, n_token - t, sums)
+                for i in range(n):
+                    for r in range(rows):
+                        weight = np.float64(block_scale[16 * tile_row + r, b]) * np.float64(scale[t + i, b])
+                        y[16 * i + r] += weight * np.float64(sums[16 * i + r] - total[t + i, b])
+            for i in range(n):
+                for r in range(rows):
+                    out[t + i, 16 * tile_row + r] = _f32(y[16 * i + r]) * tensor_scale
+            t += n
+
+
+@device
+def _digit(v, tiles, row, column):
+    """The digit of one weight, of tiles [row tiles, n_tile, 64]."""
+    tile, within = divmod(column, dot.columns(v))
+    byte = np.int32(tiles[row // 16, tile, 4 * (row % 16) + within % 4])
+    if dot.columns(v) == 16:
+        return (byte >> (2 * (within // 4))) & 3
+    for _ in range(within // 4):
+        byte = 3 * byte % 256
+    return 3 * byte // 256
+
+
+@kernel
+def ternary_float(v, tiles, block_scale, x, tensor_scale, begin, end, out):
+    """Trits · float activations: a row is unpacked once and used for every token; block_scale [n_row, n_col / 256]."""
+    n, n_row = x.shape[1], out.shape[1]
+    flat_x = x.reshape(-1)
+    weight = np.empty(n, np.float32)
+    for r in range(16 * begin, min(16 * end, n_row)):
+        for i in range(n):
+            weight[i] = _f32(_digit(v, tiles, r, i) - 1) * block_scale[r, i // 256]
+        for t in range(x.shape[0]):
+            acc = simd.zero_f32()
+            for i in range(0, n, 16):
+                acc = simd.fma_f32(simd.load(weight, i), simd.load(flat_x, t * n + i), acc)
+            out[t, r] = simd.sum_f32(acc) * tensor_scale

@@ -15,9 +15,9 @@ from typing import Literal
 
 from bitnet.errors import UsageError
 
-Layout = Literal["2-bit", "base-3"]
+Layout = Literal["rows", "2-bit", "base-3"]
 
-#: Reduction columns of one tile of 16 rows.
+#: Columns of one tile of 16 rows; `rows` has no tiles.
 TILE_COLUMNS: Mapping[Layout, int] = {"2-bit": 16, "base-3": 20}
 
 
@@ -39,6 +39,9 @@ class Variant:
     needs: tuple[str, ...]
     what: str
 
+
+#: Of the device `plain`.
+PLAIN = Variant(id="plain", isa="numpy", layout="rows", needs=(), what="numpy on rows of codes")
 
 #: Best first.
 VARIANTS: Mapping[str, Variant] = {
@@ -100,3 +103,10 @@ def choose(asked: str | None = None) -> Variant:
             remedy=f"one of {usable}",
         )
     return variant
+
+
+def for_blocks(variant: Variant) -> Variant:
+    """The variant of the same instruction set for numerics with blocks of 256, which end within base-3 tiles."""
+    if variant.layout != "base-3":
+        return variant
+    return next(v for v in VARIANTS.values() if v.isa == variant.isa and v.layout == "2-bit")
