@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
-from bitnet.kernels import row_tiles
 from bitnet.kernels.ledger import KernelUse
-from bitnet.kernels.variants import TILE_COLUMNS, choose
 from bitnet.linear import Backend, Float32, TernaryMatrix
 from bitnet.weights import Weights
 
@@ -25,12 +23,13 @@ class CompiledLayers:
     """All layers of a network in one call; see `compile_layers`."""
 
     def __init__(self, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> None:
+        from bitnet.kernels import graph  # numba, which a caller that only looks at a file need not load
+
         self.config, self.backend, self.numerics = config, backend, numerics
-        self.variant = v = choose()
         matrices = [[m for m in layer.projections() if isinstance(m, TernaryMatrix)] for layer in weights.layers]
-        self._tiles = [
-            [row_tiles.pack(m.codes, v.layout, n_threads=backend.n_threads) for m in layer] for layer in matrices
-        ]
+        self._tiles = [[m.tiles for m in layer] for layer in matrices]  # what the addresses point into
+        first = matrices[0]
+        self._padded = tuple(m.tiles.width for m in (first[graph.Q], first[graph.O], first[graph.DOWN]))
         self._addresses = np.array([[t.data.ctypes.data for t in layer] for layer in self._tiles], np.int64)
         self._shapes = np.array([[t.data.shape[:2] for t in layer] for layer in self._tiles], np.int64)
         self._scales = np.array([[m.scale for m in layer] for layer in matrices], np.float32)
@@ -45,7 +44,6 @@ class CompiledLayers:
                 c.rope_style == "half_split",
                 c.activation == "relu2",
                 numerics.query == "f16",
-                c.sub_norms,
             ],
             np.int64,
         )
@@ -56,7 +54,7 @@ class CompiledLayers:
                 kernel=f"{backend.device}.ternary_int8_token.int8_token",
                 role="projection",
                 weight_type=m.type_name,
-                isa=v.isa,
+                isa=backend.variant.isa,
             )
             calls, rows, n_bytes = self._uses.get(use, (0, 0, 0))
             self._uses[use] = calls + 1, rows + m.n_row, n_bytes + m.n_bytes
@@ -107,10 +105,10 @@ class CompiledLayers:
             *self._scratch(len(x), n_threads),
             x,
         )
-        from bitnet.kernels import barrier, graph  # numba, which a caller that only looks at a file need not load
+        from bitnet.kernels import barrier, graph
 
-        state = barrier.new_barrier()
-        self.backend.together(lambda thread, n: graph.layers(self.variant, thread, n, state, *arguments))
+        state = barrier.new_barrier(n_threads)
+        self.backend.together(lambda thread, n: graph.layers(self.backend.variant, thread, n, state, *arguments))
 
     def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
         """Room for all intermediates; that of the last pass again, if it had as many tokens."""
@@ -119,16 +117,12 @@ class CompiledLayers:
         c = self.config
         rows = max(n_token, n_threads)
         made: list[NDArray[Any]] = []
-        for n in (c.n_embd, c.n_q, c.n_ff):
-            made += [np.empty((rows, n), np.float32), np.zeros((rows, self._padded(n)), np.int8)]
+        for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
+            made += [np.empty((rows, n), np.float32), np.zeros((rows, padded), np.int8)]
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
         self._kept = [*made, *(np.empty((n_token, n), np.float32) for n in widths)]
         return self._kept
-
-    def _padded(self, n: int) -> int:
-        columns = TILE_COLUMNS[self.variant.layout]
-        return -(-n // columns) * columns
 
 
 def _vector(norm: Float32 | None) -> Float32:
@@ -146,7 +140,8 @@ def compile_layers(
         backend.device == "cpu"
         and numerics.activation == "int8_token"
         and all(
-            isinstance(m, TernaryMatrix) and m.block_scale is None and m.width == m.n_col for m in weights.projections()
+            isinstance(m, TernaryMatrix) and m.block_scale is None and m.tiles.layout == backend.variant.layout
+            for m in weights.projections()
         )
     )
     return CompiledLayers(config, weights, backend, numerics) if suit else None

@@ -271,10 +271,10 @@ def _multiply(
     """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows (or tiles)."""
     if isinstance(m, TernaryMatrix):
         data, blocks = m.tiles.data, m.block_scale
-        weight_scale = _ones(m) if blocks is None else blocks
         if how == "int8_token" and blocks is None:
             q, scale, total = a.padded(m.tiles.width).int8_token
             return "ternary_int8_token", lambda i, j: k.ternary_int8_token(v, data, q, total, scale, m.scale, i, j, out)
+        weight_scale = _ones(m) if blocks is None else blocks
         if how == "q8_k" and v.layout != "base-3":
             q, scale, total = a.padded(m.tiles.n_col).q8_k
             return "ternary_blocks", lambda i, j: k.ternary_blocks(

@@ -66,12 +66,13 @@ class Candidates:
 
 @dataclass(slots=True, kw_only=True)
 class Network:
-    """A model's weights on a backend, with the numerics it computes in."""
+    """A model's weights on a backend, with the numerics it computes in; `release` gives back pages of its file."""
 
     config: ModelConfig
     weights: Weights
     backend: Backend
     numerics: Numerics = field(default_factory=Numerics)
+    release: Callable[[], None] = lambda: None
     _compiled: CompiledLayers | None = None
     _screen: Screen | None = None
     _prepared: set[str] = field(default_factory=set)
@@ -92,6 +93,7 @@ class Network:
         with self._preparing:
             if "screen" not in self._prepared:
                 self._screen = build_screen(self.weights.head, self.backend)
+                self.release()  # every row was read once, and few will be again
                 self._prepared.add("screen")
             return self._screen
 
@@ -341,4 +343,4 @@ def network(gguf: GGUF, config: ModelConfig, weights: Weights, backend: Backend,
                 f"{matrix.name} has {matrix.n_col}",
                 where=gguf.path,
             )
-    return Network(config=config, weights=weights, backend=backend, numerics=numerics)
+    return Network(config=config, weights=weights, backend=backend, numerics=numerics, release=gguf.release)

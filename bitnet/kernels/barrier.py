@@ -1,12 +1,14 @@
 """A barrier that threads spin on: what lets one compiled call run a whole forward pass in every thread.
 
 A barrier costs a fifth of a microsecond while every thread has a core of its own. Where there are more threads than
-cores, spinning would take the core from the very thread that is waited for; so after `SPINS` turns a thread yields.
-The state is one int64 array, zero at first: arrivals and the generation, a cache line apart.
+cores, spinning takes the core from the very thread that is waited for; so after some turns a thread yields, and where
+it is known that cores are too few, at once. The state is one int64 array: arrivals and the generation, cache lines
+apart, and the turns.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numba
@@ -21,13 +23,16 @@ _inline: Any = numba.njit(error_model="numpy")
 #: Turns of about ten nanoseconds before a waiting thread offers its core to others.
 SPINS = 2000
 
-_ARRIVED, _GENERATION = 0, 16  # int64 elements: 128 bytes apart, so that neither write disturbs the other's readers
+_ARRIVED, _GENERATION, _TURNS = 0, 16, 17  # int64 elements: arrivals 128 bytes from what waiting threads read
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
-def new_barrier() -> NDArray[np.int64]:
-    """The state of a barrier that nobody waits at."""
-    return np.zeros(32, np.int64)
+def new_barrier(n_threads: int) -> NDArray[np.int64]:
+    """The state of a barrier for some threads, at which nobody waits."""
+    state = np.zeros(32, np.int64)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    state[_TURNS] = SPINS if n_threads <= usable else 0
+    return state
 
 
 #: The instruction that tells a core it is spinning, and its operands, by architecture; elsewhere there is none.
@@ -114,7 +119,7 @@ def wait(state, n_threads):
     turns = 0
     while _load(state, _GENERATION) == generation:
         turns += 1
-        if turns < SPINS:
+        if turns <= state[_TURNS]:
             _relax()
         else:
             _yield()

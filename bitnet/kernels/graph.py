@@ -21,7 +21,7 @@ from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
 
 #: Elements of `sizes`.
-HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY, SUB_NORMS = range(5)
+HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY = range(4)
 #: Rows of `matrices`, `shapes` and `scales` of a layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741  # the field's names
 
