@@ -149,9 +149,18 @@ def _lead(scored: Sequence[Reading]) -> str:
     )
 
 
+def tiles_of_build(kernel_config: str | PathLike[str]) -> Tiles:
+    """The tiles of a build's `kernel_config.ini`, and the default ones for shapes that it does not name.
+
+    Raises:
+        UsageError: It cannot be read, or is none.
+    """
+    return {**DEFAULT_TILES, **parse_kernel_config(_text(Path(kernel_config), UsageError), str(kernel_config))}
+
+
 def _tiles(gguf: GGUF, kernel_config: str | PathLike[str] | None, notices: list[str]) -> Tiles:
     if kernel_config is not None:
-        return {**DEFAULT_TILES, **parse_kernel_config(_text(Path(kernel_config), UsageError), str(kernel_config))}
+        return tiles_of_build(kernel_config)
     own = gguf.metadata.get(KERNEL_CONFIG_KEY)
     beside = gguf.path.with_name(KERNEL_CONFIG_FILE)
     try:

@@ -322,3 +322,24 @@ def test_a_tokenizer_beside_it_is_found_and_its_keys_are_typed(tmp_path):
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "BPE"
     assert model.metadata["tokenizer.ggml.model"] == "gpt2"
     assert len(model.metadata["tokenizer.ggml.tokens"]) >= model.config.n_vocab
+
+
+@pytest.mark.hf
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("name", ck.NAMES)
+def test_every_operation_of_the_installed_transformers(tmp_path, monkeypatch, name):
+    """As with the recordings, on a checkpoint that it writes now."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from fixtures.hf import build
+
+    case = next(case for case in build.CASES if case.name == name)
+    build.write_checkpoint(case, tmp_path / name)
+    taps = build.observe(tmp_path / name, case.family, build.ids_of(case))
+    np.savez(tmp_path / f"{name}.npz", **taps)
+    monkeypatch.setattr(ck, "FIXTURES", tmp_path)
+    ids, taps = recording(name)
+    worst = locked(bitnet.load(tmp_path / name), ids, taps)
+    assert len(worst) == len(taps) >= 18
+    assert max(worst.values()) <= LIMIT, max(worst.items(), key=lambda item: item[1])
