@@ -13,6 +13,7 @@ from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.gguf import GGMLType
 from bitnet.hf import Checkpoint, interleaved_order, open_model
 from bitnet.linear import TernaryMatrix
+from bitnet.validate import verify
 
 LIMIT = 1e-6  # of max|ref| for one operation on locked inputs: float32 sums in another order
 PROJECTIONS = {
@@ -262,6 +263,26 @@ def test_a_tensor_that_is_wrong(tmp_path, name):
     with pytest.raises(ModelFileError, match=words) as caught:
         bitnet.load(folder)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *TENSORS])
+def test_verifying_names_what_loading_refuses(tmp_path, name):
+    folder = ck.copied(tmp_path)
+    if name in CONFIGS:
+        changes, words = CONFIGS[name]
+        ck.configure(folder, **changes)
+    else:
+        changes, words = TENSORS[name]
+        ck.change(folder, **changes)
+    report = verify(folder)
+    assert any(re.search(words, f.what) for f in report.of("error")), report
+
+
+def test_a_sound_checkpoint_is_verified(tmp_path):
+    report = verify(ck.copied(tmp_path))
+    assert {f.subject for f in report.of("error")} == {"tokenizer"}  # these have none
+    assert len(report.matrices) == 2 * 7 + 2
+    assert sum(report.trits.values()) == 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
 
 
 def test_a_second_head_of_a_tied_model_is_not_used_and_said(tmp_path):
