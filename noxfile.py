@@ -48,7 +48,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
     install(session, "test")
     use_llama_cpp(session)
-    everything = ("-m", "", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    everything = ("-m", "not hf", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
     session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
@@ -94,6 +94,22 @@ def fixtures(session: nox.Session) -> None:
     """Rebuild the fixture models from nothing: text, training, every file."""
     install(session, "train")
     session.run("python", "-m", "fixtures.build", *session.posargs)
+
+
+@nox.session(default=False)
+def fixtures_hf(session: nox.Session) -> None:
+    """Rebuild fixtures/hf with transformers itself: checkpoints, and what it computes on them."""
+    install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
+    install(session)
+    session.run("python", "-m", "fixtures.hf.build", *session.posargs)
+
+
+@nox.session(default=False)
+def hf(session: nox.Session) -> None:
+    """Run the tests that need torch and transformers: checkpoints as transformers writes and computes them today."""
+    install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
+    install(session, "test")
+    session.run("python", "-m", "pytest", "-m", "hf", *session.posargs)
 
 
 @nox.session(default=False)

@@ -13,22 +13,72 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitnet.api import Model, load
-    from bitnet.config import GenerationConfig, ModelConfig, Numerics
-    from bitnet.errors import BitNetError
-    from bitnet.generate import Generation
+    from bitnet.api import load
+    from bitnet.bitnet_model import BitNetModel
+    from bitnet.cache_pool import CacheStats
+    from bitnet.config import ModelConfig, Numerics
+    from bitnet.errors import (
+        BitNetError,
+        DownloadError,
+        GGUFError,
+        ModelFileError,
+        ResourceLimitError,
+        TokenizerError,
+        UsageError,
+    )
+    from bitnet.generate import Decoder, Generation
+    from bitnet.generation_config import GenerationConfig
+    from bitnet.info import ModelInfo
+    from bitnet.machine import DeviceInfo, devices
+    from bitnet.metrics import Metrics
+    from bitnet.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["BitNetError", "Generation", "GenerationConfig", "Model", "ModelConfig", "Numerics", "__version__", "load"]
+__all__ = [
+    "BitNetError",
+    "BitNetModel",
+    "CacheStats",
+    "Decoder",
+    "DeviceInfo",
+    "DownloadError",
+    "GGUFError",
+    "Generation",
+    "GenerationConfig",
+    "Metrics",
+    "ModelConfig",
+    "ModelFileError",
+    "ModelInfo",
+    "Numerics",
+    "ResourceLimitError",
+    "Session",
+    "TokenizerError",
+    "UsageError",
+    "__version__",
+    "devices",
+    "load",
+]
 
 _HOME = {
     "BitNetError": "bitnet.errors",
+    "BitNetModel": "bitnet.bitnet_model",
+    "CacheStats": "bitnet.cache_pool",
+    "Decoder": "bitnet.generate",
+    "DeviceInfo": "bitnet.machine",
+    "DownloadError": "bitnet.errors",
+    "GGUFError": "bitnet.errors",
     "Generation": "bitnet.generate",
-    "GenerationConfig": "bitnet.config",
-    "Model": "bitnet.api",
+    "GenerationConfig": "bitnet.generation_config",
+    "Metrics": "bitnet.metrics",
     "ModelConfig": "bitnet.config",
+    "ModelFileError": "bitnet.errors",
+    "ModelInfo": "bitnet.info",
     "Numerics": "bitnet.config",
+    "ResourceLimitError": "bitnet.errors",
+    "Session": "bitnet.session",
+    "TokenizerError": "bitnet.errors",
+    "UsageError": "bitnet.errors",
+    "devices": "bitnet.machine",
     "load": "bitnet.api",
 }
 
@@ -37,3 +87,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  # whatever the module holds
     if name not in _HOME:
         raise AttributeError(f"module 'bitnet' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -35,7 +35,7 @@ CONTRACTS: dict[str, Contract] = {
 }
 
 #: Spellings of a declared activation, in GGUF files and Hugging Face configurations.
-_ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
     "relu_squared": "relu2",
     "relu^2": "relu2",
@@ -96,7 +96,7 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
         activation_source=source,
         rope_style=contract.rope_style,
         sub_norms=contract.sub_norms,
-        tied_head=contract.always_tied or "output.weight" not in gguf.tensors,
+        tied_head="output.weight" not in gguf.tensors or (contract.always_tied and _ties(gguf, str(arch))),
         n_layer=integer("block_count"),
         n_embd=n_embd,
         n_ff=integer("feed_forward_length"),
@@ -112,12 +112,17 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
     return config, notices
 
 
+def _ties(gguf: GGUF, arch: str) -> bool:
+    """Whether the head is the embedding, although the file has another: so it is, unless the file denies it."""
+    return gguf.get(f"{arch}.tie_word_embeddings", bool, default=True)
+
+
 def _activation(gguf: GGUF, arch: str, contract: Contract) -> tuple[Activation, Any, tuple[str, ...]]:
     for key in (f"{arch}.hidden_activation", f"{arch}.hidden_act"):
         declared = gguf.metadata.get(key)
         if declared is None:
             continue
-        known = _ACTIVATIONS.get(str(declared).lower())
+        known = ACTIVATIONS.get(str(declared).lower())
         if known is None:
             raise GGUFError(
                 f"activation {declared!r} is unknown", path=gguf.path, field=key, remedy="known are relu2 and silu"

@@ -1,10 +1,10 @@
-"""Frozen configuration records: the model's hyper-parameters, the numerics, and the generation settings."""
+"""Frozen configuration records: the model's hyper-parameters and the numerics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_args
 
 from bitnet.errors import UsageError
 
@@ -115,48 +115,3 @@ _NUMERICS_CHOICES: dict[str, tuple[str, ...]] = {
 BITNET_CPP = Numerics(
     activation="int8_token", kv="f16", query="f16", probs="f16_decode", head="f16_decode", rope="f32_iterated"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationConfig:
-    """How tokens are chosen and when to stop.
-
-    Attributes:
-        max_new_tokens: At most this many tokens.
-        temperature: 0 is greedy (ties to the lowest id).
-        top_k: Keep the k most likely; 0 keeps all.
-        top_p: Keep the smallest set with at least this probability; 1 keeps all.
-        repetition_penalty: Logits of seen tokens are divided (if positive) or multiplied by this; 1 is off.
-        seed: Of the sampler; the same seed gives the same tokens.
-        stop: Strings that end the text; they may span token borders and are not part of the result.
-        stop_ids: Token ids that end the text, beside the model's own end tokens.
-        ignore_eos: Go on past the model's own end tokens.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        rules = (
-            ("max_new_tokens", self.max_new_tokens >= 0, "0 or more"),
-            ("temperature", 0.0 <= self.temperature < float("inf"), "0 (greedy) or a positive number"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
-            ("top_p", 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf"), "a positive number"),
-            ("seed", self.seed >= 0, "0 or more"),
-            ("stop", all(self.stop), "no empty string"),
-        )
-        for name, ok, remedy in rules:
-            if not ok:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", where="GenerationConfig", remedy=remedy)
-
-    def with_changes(self, **changes: Any) -> GenerationConfig:
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)

@@ -103,7 +103,7 @@ def discover(
     """Find the tokenizer of a model.
 
     Args:
-        model: A GGUF, whose folder, metadata and embedded tokenizer are looked at.
+        model: A GGUF, whose folder, metadata and embedded tokenizer are looked at, or an open checkpoint.
         path: A tokenizer file, GGUF or folder, before all else.
         folder: The folder of a model that is not a GGUF.
         n_vocab: Rows of the model's embedding.
@@ -119,6 +119,8 @@ def discover(
         UsageError: A variable or an argument has no meaning.
         ResourceLimitError: The file that was named is too large.
     """
+    if model is not None and model.made_here:  # a checkpoint: nothing is embedded, all lies beside
+        folder, special_ids, model = model.path, model.special_ids, None
     return _Search(
         model=model,
         folder=Path(folder) if folder is not None else model.path.parent if model is not None else None,

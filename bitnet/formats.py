@@ -82,7 +82,7 @@ def read_formats(
     tiles = DEFAULT_TILES
     if used & set(_TABLES):
         tiles = _tiles(gguf, kernel_config, notices)
-    if GGMLType.I2_S in used and layout is None:
+    if GGMLType.I2_S in used and layout is None and not gguf.made_here:
         layout = _layout(gguf, tiles, notices)
     layout = layout or Layout.X86
     return Formats(codecs=codecs(layout=layout, tiles=tiles), layout=layout, tiles=tiles, notices=tuple(notices))

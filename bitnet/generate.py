@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from threading import Event
+from typing import Any, Literal
 
 import numpy as np
 
+from bitnet import html
 from bitnet.cache import KVCache
-from bitnet.config import GenerationConfig
 from bitnet.errors import ResourceLimitError
+from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
-from bitnet.model import Network
+from bitnet.metrics import Meter, Metrics
+from bitnet.runtime import Runtime
 from bitnet.sampler import sample
 from bitnet.streaming import TextStream
 from bitnet.tokenizer import Tokenizer
 
-StopReason = Literal["length", "end_token", "stop_string", "context"]
+StopReason = Literal["length", "end_token", "stop_string", "context", "cancelled"]
 
 #: Tokens of a prompt that are evaluated together; bounds the memory of a long one without changing a bit.
 PREFILL_CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Wall seconds by phase, and the tokens evaluated in them, which turn them into rates.
-
-    The last token of a continuation is not evaluated, and the time that the reader of a stream takes is not counted.
-    """
-
-    prefill_tokens: int
-    prefill_seconds: float
-    decode_tokens: int
-    decode_seconds: float
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens evaluated a second, one at a time; 0 where none was."""
-        return self.decode_tokens / self.decode_seconds if self.decode_tokens else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,88 +36,221 @@ class Generation:
         ids: The generated ids, without the end token that stopped them.
         prompt_ids: What the prompt became.
         stop_reason: Why it ended.
+        metrics: What it cost.
     """
 
     text: str
     ids: tuple[int, ...]
     prompt_ids: tuple[int, ...]
     stop_reason: StopReason
-    timing: Timing
+    metrics: Metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        values = asdict(self) | {"metrics": self.metrics.to_dict()}
+        return values | {"ids": list(self.ids), "prompt_ids": list(self.prompt_ids)}
+
+    def _repr_html_(self) -> str:
+        ended = f"{len(self.ids)} tokens, ended by {self.stop_reason.replace('_', ' ')}"
+        return html.text(ended, self.text) + html.table("metrics", self.metrics.rows())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """A prompt's beginning that is evaluated already.
+
+    Attributes:
+        cache: Where its keys and values are; forked, never written.
+        logits: [n_vocab] after its last token.
+    """
+
+    cache: KVCache
+    logits: Float32
+
+
+class Continuation:
+    """One prompt and what follows it, while it is made: its cache, its sampler, its text, its meter."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+        *,
+        meter: Meter | None = None,
+        beginning: Beginning | None = None,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.runtime, self.config = runtime, config
+        self.prompt_ids = runtime.check_ids(prompt_ids)
+        self.meter = meter or Meter()
+        self.ids: list[int] = []
+        self.pieces: list[str] = []
+        self.reason: StopReason | None = None
+        self._ends = frozenset(config.stop_ids) | (frozenset() if config.ignore_eos else tokenizer.end_ids)
+        self._stream = TextStream(tokenizer, config.stop, continuation=True)
+        self._rng = np.random.default_rng(config.seed)
+        self._room = self._check_room()
+        self._beginning = beginning
+        self.cache: KVCache | None = None
+
+    def _check_room(self) -> int:
+        """Tokens that may be generated."""
+        n_ctx, n_prompt = self.runtime.config.n_ctx, len(self.prompt_ids)
+        if self.config.context == "slide":
+            return self.config.max_new_tokens
+        if n_prompt >= n_ctx:
+            raise ResourceLimitError(
+                f"the prompt has {n_prompt} tokens; the model's context is {n_ctx}",
+                remedy="shorten the prompt, or let the context slide",
+            )
+        return min(self.config.max_new_tokens, n_ctx - n_prompt)
+
+    def open(self) -> None:
+        """Take room in the cache. Raises `ResourceLimitError` if there is none now."""
+        if not self._room:
+            return
+        n_ctx = min(len(self.prompt_ids) + self._room, self.runtime.config.n_ctx)
+        slides = self.config.context == "slide" and n_ctx < len(self.prompt_ids) + self._room
+        context: Literal["stop", "slide"] = "slide" if slides else "stop"
+        if self._beginning is not None:
+            self.cache = self._beginning.cache.fork(n_ctx, context=context)
+        else:
+            self.cache = self.runtime.open_cache(n_ctx, context)
+            self.cache.reuse(self.prompt_ids)
+
+    def prefill(self, cancelled: Event) -> str:
+        """Evaluate what is not in the cache, and choose the first token; text that is certain."""
+        self.meter.prompt_tokens = len(self.prompt_ids)
+        if self.cache is None:
+            self.reason = "length"
+            return ""
+        self.meter.cached_tokens = self.cache.position
+        logits = self._beginning.logits if self._beginning is not None else None
+        for evaluated in prefill(self.runtime, self.prompt_ids, self.cache, self.meter):
+            logits = evaluated
+            if cancelled.is_set():
+                break
+        if logits is None or cancelled.is_set():
+            self.reason = "cancelled"
+            return ""
+        piece = self.accept(logits)
+        self.meter.first_token_seconds = self.meter.seconds.get("tokenise", 0.0) + time.perf_counter() - self.began
+        return piece
+
+    def accept(self, logits: Float32) -> str:
+        """Choose the next token from [n_vocab] logits; text that is certain with it. Sets `reason` at the end."""
+        token = sample(logits, (*self.prompt_ids, *self.ids), self.config, self._rng)
+        if token in self._ends:
+            self.reason = "end_token"
+            return ""
+        self.ids.append(token)
+        piece = self._keep(self._stream.feed(token))
+        if self._stream.stopped:
+            self.reason = "stop_string"
+        elif len(self.ids) == self._room:
+            self.reason = "length" if self._room == self.config.max_new_tokens else "context"
+        return piece
+
+    def next(self) -> tuple[list[int], KVCache]:
+        """What the next pass evaluates."""
+        assert self.cache is not None
+        self.cache.make_room()
+        return self.ids[-1:], self.cache
+
+    def finish(self) -> str:
+        """The text still held back; the cache is given back."""
+        self.close()
+        return self._keep(self._stream.finish())
+
+    def close(self) -> None:
+        """Give the cache back; also what is to be done after an error."""
+        if self.cache is not None:
+            self.cache.close()
+
+    def result(self) -> Generation:
+        """The whole, after `finish`."""
+        assert self.reason is not None
+        return Generation(
+            text="".join(self.pieces),
+            ids=tuple(self.ids),
+            prompt_ids=self.prompt_ids,
+            stop_reason=self.reason,
+            metrics=self.meter.finish(load_seconds=self.runtime.load_seconds, threads=self.runtime.threads),
+        )
+
+    def _keep(self, piece: str) -> str:
+        if piece:
+            self.pieces.append(piece)
+        return piece
+
+
+def prefill(runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter) -> Iterator[Float32]:
+    """Evaluate what of a prompt is not in the cache, chunk by chunk; the logits [n_vocab] after each chunk."""
+    while cache.position < len(ids):
+        with meter.phase("prefill"):
+            begin = cache.position
+            n = min(PREFILL_CHUNK, cache.make_room(), len(ids) - begin)
+            logits = runtime.step([(ids[begin : begin + n], cache)], [meter])[0]
+            meter.prefill_tokens += n
+        yield logits
+
+
+def decode(runtime: Runtime, sequences: Sequence[Continuation]) -> list[str]:
+    """One pass over sequences that are not at their end: a token more for each; text that is certain."""
+    began = time.perf_counter()
+    rows = runtime.step([s.next() for s in sequences], [s.meter for s in sequences])
+    pieces = [s.accept(row) for s, row in zip(sequences, rows, strict=True)]
+    seconds = time.perf_counter() - began
+    for s in sequences:
+        s.meter.decode_tokens += 1
+        s.meter.add_seconds("decode", seconds)
+    return pieces
 
 
 @dataclass(slots=True)
 class Decoder:
     """One continuation in progress: iterate it for pieces of text; then `result` holds the whole."""
 
-    network: Network
+    runtime: Runtime
     tokenizer: Tokenizer
     prompt_ids: tuple[int, ...]
     config: GenerationConfig
+    meter: Meter = field(default_factory=Meter)
+    beginning: Beginning | None = None
+    cancelled: Event = field(default_factory=Event)
     result: Generation | None = None
 
+    def cancel(self) -> None:
+        """End after the token in progress; from any thread. The result then says `cancelled`."""
+        self.cancelled.set()
+
     def __iter__(self) -> Iterator[str]:
-        c, stream = self.config, TextStream(self.tokenizer, self.config.stop, continuation=True)
-        ends = frozenset(c.stop_ids) | (frozenset() if c.ignore_eos else self.tokenizer.end_ids)
-        room = self.network.config.n_ctx - len(self.prompt_ids)
-        if room <= 0:
-            raise ResourceLimitError(
-                f"the prompt has {len(self.prompt_ids)} tokens; the model's context is {self.network.config.n_ctx}",
-                remedy="shorten the prompt",
-            )
-        n_new = min(c.max_new_tokens, room)
-        cache = self.network.new_cache(len(self.prompt_ids) + n_new)
-        rng = np.random.default_rng(c.seed)
-        reason: StopReason = "length" if n_new == c.max_new_tokens else "context"
-
-        began = time.perf_counter()
-        logits = prefill(self.network, self.prompt_ids, cache) if n_new else None
-        prefilled = time.perf_counter()
-        waited, decoded = 0.0, 0
-        ids: list[int] = []
-        pieces: list[str] = []
-        while logits is not None:
-            token = sample(logits, (*self.prompt_ids, *ids), c, rng)
-            if token in ends:
-                reason = "end_token"
-                break
-            ids.append(token)
-            piece = stream.feed(token)
-            if piece:
-                pieces.append(piece)
-                handed = time.perf_counter()
-                yield piece
-                waited += time.perf_counter() - handed
-            if stream.stopped:
-                reason = "stop_string"
-                break
-            if len(ids) == n_new:
-                break
-            logits = self.network.forward([token], cache, last_only=True)[0]
-            decoded += 1
-        ended = time.perf_counter()
-        rest = stream.finish()
-        if rest:
-            pieces.append(rest)
-            yield rest
-        self.result = Generation(
-            text="".join(pieces),
-            ids=tuple(ids),
-            prompt_ids=self.prompt_ids,
-            stop_reason=reason,
-            timing=Timing(
-                prefill_tokens=len(self.prompt_ids) if n_new else 0,
-                prefill_seconds=prefilled - began,
-                decode_tokens=decoded,
-                decode_seconds=ended - prefilled - waited,
-            ),
+        sequence = Continuation(
+            self.runtime, self.tokenizer, self.prompt_ids, self.config, meter=self.meter, beginning=self.beginning
         )
+        try:
+            sequence.open()
+            piece = sequence.prefill(self.cancelled)
+            while True:
+                if piece:
+                    yield piece
+                if sequence.reason is None and self.cancelled.is_set():
+                    sequence.reason = "cancelled"
+                if sequence.reason is not None:
+                    break
+                piece = decode(self.runtime, [sequence])[0]
+            rest = sequence.finish()
+            if rest:
+                yield rest
+            self.result = sequence.result()
+        finally:
+            sequence.close()
 
-
-def prefill(network: Network, ids: Sequence[int], cache: KVCache) -> Float32:
-    """Evaluate a prompt in chunks; the logits [n_vocab] after its last token."""
-    logits: Float32 | None = None
-    for begin in range(0, len(ids), PREFILL_CHUNK):
-        logits = network.forward(ids[begin : begin + PREFILL_CHUNK], cache, last_only=True)
-    assert logits is not None
-    last: Float32 = logits[0]
-    return last
+    def run(self) -> Generation:
+        """To the end, without a reader."""
+        for _ in self:
+            pass
+        assert self.result is not None
+        return self.result

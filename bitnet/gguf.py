@@ -70,8 +70,13 @@ class GGUF:
             (tokens are bytes), `TypedArray` for arrays of arrays.
         types: Type of every key.
         tensors: By name, in the file's order.
+        made_here: Whether packed bytes are made by this engine as they are asked for, so that their layout is known.
+        special_ids: Ids of "bos" and "eos" that a configuration beside the tokenizer gives.
         notices: What is odd but harmless: gaps, trailing bytes, padding that is not zero, types read by their size.
     """
+
+    made_here = False
+    special_ids: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, path: Path, files: Sequence[_File]) -> None:
         first = files[0].header
@@ -171,6 +176,11 @@ class GGUF:
             self._sha256 = digest.hexdigest()
         return self._sha256
 
+    def release(self) -> None:
+        """Give the pages read so far back to the system; they are read again when they are needed."""
+        for mapped in self._data:
+            release_pages(mapped)
+
     def _check_unchanged(self, shard: int) -> None:
         """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
         path, opened = self.paths[shard], self._identities[shard]
@@ -184,6 +194,14 @@ class GGUF:
                 path=path,
                 remedy="open it again; replace model files by renaming, not by writing over them",
             )
+
+
+def release_pages(mapped: NDArray[np.uint8]) -> None:
+    """Give back the pages of a mapping, known by an array over the whole of it, where the system can."""
+    buffer: Any = mapped.base
+    memory = buffer.obj if isinstance(buffer, memoryview) else buffer
+    if isinstance(memory, mmap.mmap) and hasattr(memory, "madvise"):
+        memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -147,6 +147,10 @@ class Network:
             segments.append(Segment(tokens=tokens, cache=cache, position=position, begin=begin, end=end))
         return segments
 
+    def check_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids as plain numbers. Raises `UsageError` for none, or for one that is not a token of this model."""
+        return tuple(self._check(ids).tolist())
+
     # --- the operations: allocate, call the kernel, return --------------------------------------------------------
 
     def _check(self, ids: Sequence[int]) -> NDArray[np.int64]:

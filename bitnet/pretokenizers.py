@@ -87,9 +87,15 @@ def rules_of(name: str, *, where: str) -> str:
     )
 
 
-def build(name: str) -> hf.pre_tokenizers.PreTokenizer:
-    """The `tokenizers` pre-tokenizer of a canonical name: split, then spell bytes as printable characters."""
-    splits = [hf.pre_tokenizers.Split(hf.Regex(_at_15_1(pattern)), "isolated") for pattern in PATTERNS[name]]
+def build(name: str, *, as_published: bool = False) -> hf.pre_tokenizers.PreTokenizer:
+    """The `tokenizers` pre-tokenizer of a canonical name: split, then spell bytes as printable characters.
+
+    Args:
+        name: Of the rules.
+        as_published: Leave the categories to the Unicode of whoever reads the file, as published tokenizers do.
+    """
+    patterns = PATTERNS[name] if as_published else [_at_15_1(pattern) for pattern in PATTERNS[name]]
+    splits = [hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated") for pattern in patterns]
     byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return hf.pre_tokenizers.Sequence([*splits, byte_level])
 

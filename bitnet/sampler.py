@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.config import GenerationConfig
 from bitnet.errors import BitNetError
+from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
 
 

@@ -214,6 +214,10 @@ def _rules(steps: Sequence[Mapping[str, Any]]) -> str | None:
         behaviour = str(before[0].get("behavior")).lower(), bool(before[0].get("invert"))
         if behaviour in (("isolated", False), ("removed", True)):
             return _FULL_COVER.get(_expression(before[0]))
+    if not by_itself and kinds == ["Split"] * len(before) + ["ByteLevel"]:
+        isolated = all(str(s.get("behavior")).lower() == "isolated" and not s.get("invert") for s in before)
+        spelled = tuple(_expression(s) for s in before)
+        return next((name for name, patterns in PATTERNS.items() if isolated and patterns == spelled), None)
     if kinds == ["Punctuation", "ByteLevel", "Digits", "Split"] and steps[1].get("use_regex", True):
         contiguous = str(steps[0].get("behavior")).lower() == "contiguous"
         triples = _expression(last) == "[0-9][0-9][0-9]" and not last.get("invert")

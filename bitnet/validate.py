@@ -21,7 +21,8 @@ from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
 from bitnet.errors import BitNetError, ModelFileError
 from bitnet.formats import read_formats
-from bitnet.gguf import GGUF, read
+from bitnet.gguf import GGUF
+from bitnet.hf import open_model
 from bitnet.linear import Float32, Matrix
 from bitnet.weight_statistics import (
     MatrixStatistics,
@@ -132,7 +133,7 @@ class WeightReport:
 
 
 def verify(path: str | PathLike[str]) -> WeightReport:
-    """Examine a file in every stage of loading, without raising for what is wrong with it.
+    """Examine a GGUF file or a checkpoint in every stage of loading, without raising for what is wrong with it.
 
     The tokenizer and the chat template are examined too; a model without a template is none the worse.
 
@@ -141,7 +142,7 @@ def verify(path: str | PathLike[str]) -> WeightReport:
     """
     findings: list[Finding] = []
     try:
-        gguf = read(path)
+        gguf = open_model(path)
         findings += [_note(gguf, notice) for notice in gguf.notices]
         findings += _text_findings(gguf)
         config, notices = read_config(gguf)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from bitnet.api import Model as LoadedModel
+from bitnet.bitnet_model import BitNetModel
 from bitnet.errors import TokenizerError
 from bitnet.linear import TernaryMatrix
 from crossval import envelope
@@ -33,7 +33,7 @@ def logits_digest(logits: Float32) -> str:
     return hashlib.sha256(np.ascontiguousarray(logits, "<f4").data).hexdigest()
 
 
-def model_record(name: str, model: LoadedModel) -> r.Model:
+def model_record(name: str, model: BitNetModel) -> r.Model:
     """A model file."""
     c = model.config
     return r.Model(
@@ -64,7 +64,7 @@ def model_record(name: str, model: LoadedModel) -> r.Model:
     )
 
 
-def tokenizer_record(name: str, model: LoadedModel) -> r.TokenizerRecord | None:
+def tokenizer_record(name: str, model: BitNetModel) -> r.TokenizerRecord | None:
     """The tokenizer of a model, or None without a usable one."""
     try:
         found = model.discovery
@@ -100,7 +100,7 @@ def reference_record(key: str, info: RunnerInfo, self_check: tuple[r.SelfCheck, 
     )
 
 
-def ledger_record(name: str, model: LoadedModel) -> r.Ledger:
+def ledger_record(name: str, model: BitNetModel) -> r.Ledger:
     """What the dispatcher counted for one model in one set of numerics."""
     ledger = model.network.backend.ledger
     return r.Ledger(

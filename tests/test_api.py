@@ -95,7 +95,12 @@ def test_devices(monkeypatch):
 def test_files_that_are_no_models(tmp_path):
     (tmp_path / "text.gguf").write_text("This is a text, and not a short one, that somebody named .gguf.\n" * 20)
     (tmp_path / "empty.gguf").write_bytes(b"")
-    for name, what in (("missing.gguf", "no such file"), ("text.gguf", "GGUF"), ("empty.gguf", "empty"), (".", "dir")):
+    for name, what in (
+        ("missing.gguf", "no such file"),
+        ("text.gguf", "GGUF"),
+        ("empty.gguf", "empty"),
+        (".", "config.json"),
+    ):
         with pytest.raises(ModelFileError, match=what) as caught:
             bitnet.load(tmp_path / name)
         assert str(tmp_path) in str(caught.value)
@@ -178,7 +183,7 @@ def test_chat_needs_a_template(tmp_path):
 
 
 def test_it_says_what_it_is():
-    assert repr(bitnet.load(SOURCE)).startswith("<bitnet.Model b158_a.gguf: bitnet-b1.58, ")
+    assert repr(bitnet.load(SOURCE)).startswith("<bitnet.BitNetModel b158_a.gguf: bitnet-b1.58, ")
 
 
 def test_settings_are_checked():

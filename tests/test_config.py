@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.config import BITNET_CPP, GenerationConfig, ModelConfig, Numerics
+from bitnet.config import BITNET_CPP, ModelConfig, Numerics
 from bitnet.errors import UsageError
 
 CHOICES = {
@@ -49,7 +49,7 @@ def test_widths_follow_the_heads_and_not_the_embedding():
     assert (config.n_q, config.n_kv) == (512, 128)
 
 
-@pytest.mark.parametrize("record", [model_config(), Numerics(), GenerationConfig()])
+@pytest.mark.parametrize("record", [model_config(), Numerics()])
 def test_records_are_frozen_and_slotted(record):
     name = fields(record)[0].name
     with pytest.raises(FrozenInstanceError):
@@ -98,42 +98,3 @@ def test_an_unknown_field_of_numerics_is_refused():
     with pytest.raises(UsageError, match="unknown numerics field 'kv_type'") as caught:
         Numerics.from_dict({"kv_type": "f16"})
     assert "kv" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("max_new_tokens", -1),
-        ("temperature", -0.1),
-        ("temperature", float("inf")),
-        ("temperature", float("nan")),
-        ("top_k", -1),
-        ("top_p", 0.0),
-        ("top_p", 1.01),
-        ("top_p", float("nan")),
-        ("repetition_penalty", 0.0),
-        ("repetition_penalty", float("nan")),
-        ("seed", -1),
-        ("stop", ("end", "")),
-    ],
-)
-def test_a_meaningless_generation_setting_is_refused(field, value):
-    with pytest.raises(UsageError, match=field) as caught:
-        GenerationConfig(**{field: value})
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_new_tokens", 0), ("temperature", 0.0), ("top_k", 0), ("top_p", 1.0), ("repetition_penalty", 0.5)],
-)
-def test_the_edge_of_a_generation_setting_is_accepted(field, value):
-    assert getattr(GenerationConfig(**{field: value}), field) == value
-
-
-def test_with_changes_checks_again_and_leaves_the_original():
-    config = GenerationConfig(seed=3)
-    assert config.with_changes(top_k=5) == GenerationConfig(seed=3, top_k=5)
-    assert config.top_k == 0
-    with pytest.raises(UsageError):
-        config.with_changes(top_p=2.0)

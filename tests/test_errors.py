@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -78,3 +79,22 @@ def test_one_except_clause_catches_them_all():
 @pytest.mark.parametrize("error", [UsageError("what", where="where", remedy="remedy"), BitNetError("what")])
 def test_an_error_survives_the_way_between_processes(error):
     assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as test workers and process pools send it
+
+
+@pytest.mark.parametrize("error", ALL)
+def test_a_severity_says_whose_move_it_is_and_goes_with_the_exit_code(error):
+    codes = {"internal": 1, "usage": 2, "data": 3, "environment": 4, "resource": 6}
+    assert codes[error.severity] == error.exit_code
+
+
+def test_an_error_as_plain_values():
+    error = GGUFError("is cut short", path="a.gguf", offset=24, remedy="fetch it again")
+    assert json.loads(json.dumps(error.to_dict())) == {
+        "error": "GGUFError",
+        "severity": "data",
+        "what": "is cut short",
+        "where": "a.gguf at byte 24",
+        "remedy": "fetch it again",
+        "exit_code": 3,
+    }
+    assert BitNetError("it broke").to_dict()["where"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,14 @@ from test_config import model_config
 
 import bitnet
 from bitnet import generate
-from bitnet.config import GenerationConfig
+from bitnet.cache_pool import PAGE
 from bitnet.errors import BitNetError, ResourceLimitError, UsageError
-from bitnet.generate import Decoder, Timing, prefill
+from bitnet.generate import Decoder, prefill
+from bitnet.generation_config import GenerationConfig
+from bitnet.linear import Backend
+from bitnet.metrics import Meter
+from bitnet.model import Network
+from bitnet.runtime import Runtime
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "models" / "tiny-relu2.i2_s.gguf"
 TEXT = " Tom was a kind boy. The cat sat by the house."
@@ -30,23 +36,29 @@ def tokenizer(model):
     return model.tokenizer
 
 
-class Scripted:
-    """A network that makes `script` its most likely continuation, and notes every call."""
+class Scripted(Runtime):
+    """A model that makes `script` its most likely continuation, and notes every pass."""
 
     def __init__(self, script, *, n_vocab, n_ctx=64):
-        self.config = model_config(n_vocab=n_vocab, n_ctx=n_ctx)
+        config = model_config(n_vocab=n_vocab, n_ctx=n_ctx)
+        backend = Backend("plain", 1)
+        super().__init__(network=Network(config=config, weights=None, backend=backend), load_seconds=0.5)
         self.script = list(script)
         self.calls, self.capacities = [], []
 
-    def new_cache(self, n_ctx):
+    def open_cache(self, n_ctx, context="stop"):
         self.capacities.append(n_ctx)
+        return super().open_cache(n_ctx, context)
 
-    def forward(self, ids, cache, *, last_only):
-        assert last_only
-        self.calls.append(tuple(ids))
-        logits = np.zeros((1, self.config.n_vocab), np.float32)
-        logits[0, self.script[len(self.calls) - 1]] = 9
-        return logits
+    def step(self, batch, meters):
+        rows = []
+        for ids, cache in batch:
+            cache.reserve(len(ids))
+            cache.advance(ids)
+            self.calls.append(tuple(ids))
+            rows.append(np.zeros(self.config.n_vocab, np.float32))
+            rows[-1][self.script[len(self.calls) - 1]] = 9
+        return rows
 
 
 @pytest.fixture
@@ -81,7 +93,7 @@ def test_no_tokens_at_all(say, script):
     pieces, result, network = say(script, max_new_tokens=0)
     assert (pieces, result.text, result.ids, result.stop_reason) == ([], "", (), "length")
     assert network.calls == []
-    assert (result.timing.prefill_tokens, result.timing.decode_tokens, result.timing.decode_rate) == (0, 0, 0.0)
+    assert (result.metrics.prefill_tokens, result.metrics.decode_tokens, result.metrics.decode_rate) == (0, 0, 0.0)
 
 
 def test_the_models_own_end(say, script, tokenizer):
@@ -153,22 +165,25 @@ def test_timing_counts_what_was_evaluated_and_not_the_reader(tokenizer, script):
     for _ in decoder:
         time.sleep(0.05)
         slept += 1
-    timing = decoder.result.timing
-    assert (timing.prefill_tokens, timing.decode_tokens) == (3, 4)
-    assert timing.prefill_seconds > 0
-    assert 0 < timing.decode_seconds <= time.perf_counter() - began - 0.05 * slept
-    assert timing.decode_rate == 4 / timing.decode_seconds
-    assert Timing(prefill_tokens=3, prefill_seconds=1, decode_tokens=0, decode_seconds=0).decode_rate == 0.0
+    metrics = decoder.result.metrics
+    assert (metrics.prompt_tokens, metrics.prefill_tokens, metrics.cached_tokens, metrics.decode_tokens) == (3, 3, 0, 4)
+    assert metrics.prefill_seconds > 0
+    assert metrics.prefill_seconds < metrics.first_token_seconds < 1
+    assert 0 < metrics.decode_seconds <= time.perf_counter() - began - 0.05 * slept
+    assert metrics.decode_rate == 4 / metrics.decode_seconds
+    assert metrics.load_seconds == 0.5
 
 
 def test_logits_that_are_not_numbers_stop_it_with_an_error(tokenizer):
     class Broken(Scripted):
-        def forward(self, ids, cache, *, last_only):
-            return np.full((1, self.config.n_vocab), np.nan, np.float32)
+        def step(self, batch, meters):
+            super().step(batch, meters)
+            return [np.full(self.config.n_vocab, np.nan, np.float32)]
 
-    broken = Broken([], n_vocab=tokenizer.n_vocab)
+    broken = Broken([0], n_vocab=tokenizer.n_vocab)
     with pytest.raises(BitNetError, match="no logit is a finite number"):
         list(Decoder(broken, tokenizer, (1,), GenerationConfig()))
+    assert broken.pool.stats().sequences == 0
 
 
 # --- a real model --------------------------------------------------------------------------------------------------
@@ -198,9 +213,11 @@ def test_greedy_tokens_are_those_of_the_logits(model):
 def test_a_prompt_in_chunks_has_the_same_logits(model, monkeypatch, chunk):
     ids = model.encode(TEXT)
     monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
-    cache = model.network.new_cache(len(ids))
-    assert np.array_equal(prefill(model.network, ids, cache), model.logits(ids)[-1])
-    assert cache.n_past == len(ids)
+    cache, meter = model.network.new_cache(len(ids)), Meter()
+    steps = list(prefill(model.runtime, ids, cache, meter))
+    assert np.array_equal(steps[-1], model.logits(ids)[-1])
+    assert len(steps) == -(-len(ids) // chunk)
+    assert cache.n_past == meter.prefill_tokens == len(ids)
 
 
 def test_a_full_context_on_a_real_model(model):
@@ -220,3 +237,100 @@ def test_prompts(model):
         model.encode([])
     with pytest.raises(UsageError, match="outside the vocabulary"):
         model.generate([10**6])
+
+
+# --- the cache across calls ------------------------------------------------------------------------------------------
+
+LONG = [i * 7 % 900 for i in range(2 * PAGE + 30)]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "top_k": 20, "seed": 3}])
+def test_a_prompt_that_begins_as_another_takes_its_pages_and_gives_the_same(sampling):
+    fresh, used = (bitnet.load(MODEL, n_threads=1) for _ in range(2))
+    first = used.generate(LONG, **SETTINGS, **sampling)
+    assert first.metrics.cached_tokens == 0
+    for prompt, n in ((LONG, 2), ([*LONG[: PAGE + 5], 3], 1), ([3, *LONG], 0), ([*LONG, *first.ids, 3], 2)):
+        fresh.runtime.pool.forget_all()
+        expected, found = (m.generate(prompt, **SETTINGS, **sampling) for m in (fresh, used))
+        assert (found.ids, found.text) == (expected.ids, expected.text)
+        assert found.metrics.cached_tokens == n * PAGE
+        assert found.metrics.prefill_tokens == len(prompt) - n * PAGE
+        assert found.metrics.prompt_tokens == len(prompt)
+        assert expected.metrics.cached_tokens == 0
+    stats = used.cache_stats
+    assert (stats.lookups, stats.hits, stats.hit_tokens, stats.used, stats.promised) == (5, 3, 5 * PAGE, 0, 0)
+
+
+def test_what_was_generated_is_found_again(model):
+    """As the next turn of a conversation does."""
+    first = model.generate(LONG[:20], max_new_tokens=PAGE, ignore_eos=True)
+    again = model.generate([*LONG[:20], *first.ids, 5], max_new_tokens=1)
+    assert again.metrics.cached_tokens == PAGE
+
+
+def test_a_stale_page_would_be_noticed():
+    model = bitnet.load(MODEL, n_threads=1)
+    expected = model.generate(LONG, **SETTINGS)
+    model.runtime.pool.values[:] *= -3
+    assert model.generate(LONG, **SETTINGS).ids != expected.ids
+
+
+# --- sliding ---------------------------------------------------------------------------------------------------------
+
+
+def test_sliding_goes_on_past_the_context(model, monkeypatch):
+    n_ctx = model.config.n_ctx
+    stopped = model.generate("The cat", max_new_tokens=2 * n_ctx, ignore_eos=True)
+    assert stopped.stop_reason == "context"
+    slid = model.generate("The cat", max_new_tokens=n_ctx + 40, ignore_eos=True, context="slide")
+    assert (len(slid.ids), slid.stop_reason) == (n_ctx + 40, "length")
+    assert slid.ids[: len(stopped.ids)] == stopped.ids  # nothing changes before the context is full
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 50)
+    prompt = [*slid.prompt_ids, *slid.ids[:-10]]  # a prompt longer than the context
+    again = model.generate(prompt, max_new_tokens=10, ignore_eos=True, context="slide")
+    assert again.ids == slid.ids[-10:]  # as if they had been generated
+    with pytest.raises(ResourceLimitError, match="let the context slide"):
+        model.generate(prompt)
+
+
+# --- ending early ----------------------------------------------------------------------------------------------------
+
+
+def test_cancelling_ends_it_after_the_token_in_progress(model):
+    decoder = model.decoder("The cat", max_new_tokens=100, ignore_eos=True)
+    pieces = []
+    for piece in decoder:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            decoder.cancel()
+    assert decoder.result.stop_reason == "cancelled"
+    assert decoder.result.text == "".join(pieces)
+    assert 3 <= len(decoder.result.ids) < 10
+    assert model.cache_stats.sequences == 0
+
+
+def test_cancelling_a_long_prompt(model, monkeypatch):
+    monkeypatch.setattr(generate, "PREFILL_CHUNK", 10)
+    decoder = model.decoder([9] * 100)
+    decoder.cancel()
+    assert list(decoder) == []
+    assert (decoder.result.ids, decoder.result.stop_reason) == ((), "cancelled")
+    assert decoder.result.metrics.prefill_tokens == 10
+
+
+def test_a_reader_who_leaves_gives_the_cache_back(model):
+    stream = model.stream("The cat", max_new_tokens=100, ignore_eos=True)
+    next(stream)
+    assert model.cache_stats.sequences == 1
+    stream.close()
+    assert model.cache_stats.sequences == 0
+
+
+def test_a_generation_as_plain_values(model):
+    result = model.generate("The <b>cat", max_new_tokens=4)
+    plain = json.loads(json.dumps(result.to_dict()))
+    assert plain["ids"] == list(result.ids)
+    assert plain["metrics"]["decode_rate"] == result.metrics.decode_rate
+    page = replace(result, text="<script>")._repr_html_()
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page

@@ -61,3 +61,14 @@ def test_threads_lose_no_call():
 def test_a_line_never_changes():
     with pytest.raises(AttributeError):
         use().kernel = "another"
+
+
+def test_what_was_added_after_a_snapshot():
+    ledger = Ledger()
+    ledger.add(use(), rows=3, n_bytes=10)
+    before = ledger.snapshot()
+    assert ledger.since(before) == {}
+    ledger.add(use(), rows=4, n_bytes=10)
+    ledger.add(use(kernel="b"), rows=1, n_bytes=2)
+    assert ledger.since(before) == {use(): (1, 4, 10), use(kernel="b"): (1, 1, 2)}
+    assert ledger.since({}) == ledger.snapshot() == {use(): (2, 7, 20), use(kernel="b"): (1, 1, 2)}

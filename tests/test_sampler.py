@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.config import GenerationConfig
 from bitnet.errors import BitNetError
+from bitnet.generation_config import GenerationConfig
 from bitnet.sampler import distribution, greedy, sample
 
 NAN, INF = np.nan, np.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal
@@ -60,6 +60,20 @@ class Ledger:
             self.passes += 1
             self.tokens += tokens
             self.head_rows += head_rows
+
+    def snapshot(self) -> dict[KernelUse, tuple[int, int, int]]:
+        """Calls, rows and bytes so far."""
+        with self._lock:
+            return {use: (tally.calls, tally.rows, tally.bytes) for use, tally in self._tallies.items()}
+
+    def since(self, before: Mapping[KernelUse, tuple[int, int, int]]) -> dict[KernelUse, tuple[int, int, int]]:
+        """What was added after a snapshot."""
+        added = {}
+        for use, (calls, rows, n_bytes) in self.snapshot().items():
+            then = before.get(use, (0, 0, 0))
+            if calls > then[0]:
+                added[use] = calls - then[0], rows - then[1], n_bytes - then[2]
+        return added
 
     def __iter__(self) -> Iterator[tuple[KernelUse, Tally]]:
         return iter(sorted(self._tallies.items(), key=lambda item: (item[0].role, item[0].kernel, item[0].weight_type)))

@@ -1,0 +1,49 @@
+"""Limits that the environment sets: BITNET_MEMORY_LIMIT and BITNET_BATCH_SIZE."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from bitnet.errors import UsageError
+
+MEMORY = "BITNET_MEMORY_LIMIT"
+BATCH = "BITNET_BATCH_SIZE"
+
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
+_MOST_TOGETHER = 1024
+_TOGETHER = 8
+
+
+def parse_bytes(text: str, *, where: str) -> int:
+    """Bytes of `2000000000`, `2GB`, `1.5 GiB`, `512M` (powers of 1000; of 1024 with an i).
+
+    Raises:
+        UsageError: It is none of these, or 0.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    power = " KMGT".index(match[2].upper() or " ") if match else 0
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    if size < 1:
+        raise UsageError(f"is {text!r}", where=where, remedy="a number of bytes, such as 2GB, 1.5GiB or 512M")
+    return size
+
+
+def memory_limit() -> int | None:
+    """BITNET_MEMORY_LIMIT in bytes, or None where it is not set. Raises `UsageError` for nonsense."""
+    text = os.environ.get(MEMORY, "").strip()
+    return parse_bytes(text, where=MEMORY) if text else None
+
+
+def batch_size(asked: int | None = None) -> int:
+    """Sequences decoded together: as asked for, else BITNET_BATCH_SIZE, else 8. Raises `UsageError` for nonsense."""
+    text = os.environ.get(BATCH, "").strip()
+    if asked is not None:
+        if not 1 <= asked <= _MOST_TOGETHER:
+            raise UsageError(f"n_batch is {asked}", remedy=f"1 to {_MOST_TOGETHER}")
+        return asked
+    if not text:
+        return _TOGETHER
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _MOST_TOGETHER:
+        raise UsageError(f"is {text!r}", where=BATCH, remedy=f"a number of sequences, 1 to {_MOST_TOGETHER}")
+    return int(text)

@@ -1,0 +1,102 @@
+"""A loaded model: prompts, numbers, and what it says about itself."""
+
+from __future__ import annotations
+
+import golden_models
+import numpy as np
+import pytest
+from test_generate import MODEL, TEXT
+
+import bitnet
+from bitnet import bitnet_model
+from bitnet.errors import ResourceLimitError, UsageError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return bitnet.load(MODEL, n_threads=1)
+
+
+def test_one_prompt_in_three_forms(model):
+    ids = model.encode("The cat")
+    for prompt in (list(ids), np.array(ids), ids):
+        assert model.encode(prompt) == ids
+        assert model.generate(prompt, max_new_tokens=3).ids == model.generate("The cat", max_new_tokens=3).ids
+    chat = model.generate([{"role": "user", "content": "Where is the cat?"}], max_new_tokens=3)
+    assert "Where is the cat?" in model.tokenizer.decode(chat.prompt_ids)
+
+
+def test_several_prompts_are_not_one(model):
+    with pytest.raises(UsageError, match=r"not texts\n.*generate_batch"):
+        model.generate(["The cat", "The dog"])
+    with pytest.raises(UsageError, match="one text"):
+        model.generate_batch("The cat")
+    first, second = model.generate_batch([["The cat"][0], list(model.encode("Tom"))], max_new_tokens=3)
+    assert first.prompt_ids == model.encode("The cat")
+    assert second.prompt_ids == model.encode("Tom")
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [10**6], [1.5], [None]])
+def test_what_is_no_prompt(model, ids):
+    for call in (model.generate, model.logits, model.embed, model.prefill):
+        with pytest.raises(UsageError):
+            call(ids)
+
+
+def test_settings_take_the_place_of_the_configs(model):
+    config = bitnet.GenerationConfig.creative(max_new_tokens=3, seed=1)
+    assert len(model.generate("The", config, ignore_eos=True).ids) == 3
+    assert len(model.generate("The", config, max_new_tokens=5, ignore_eos=True).ids) == 5
+    with pytest.raises(UsageError, match="unknown field 'max_tokens'"):
+        model.generate("The", max_tokens=5)
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_logits_of_a_text_are_those_of_its_ids(model):
+    assert np.array_equal(model.logits("The cat"), model.logits(model.encode("The cat")))
+
+
+@pytest.mark.parametrize("name", golden_models.NAMES)
+def test_states_are_what_the_head_is_given(name):
+    model = bitnet.load(golden_models.model(name), n_threads=1)
+    ids, seen = (3, 1, 4, 1, 5, 9, 2, 6), {}
+    net = model.network
+    net.forward(ids, net.new_cache(8), tap=lambda tap, layer, value: seen.setdefault((tap, layer), value))
+    states = model.embed(ids)
+    assert states.dtype == np.float32
+    assert np.array_equal(states, seen["result_norm", -1])
+    assert np.array_equal(model.embed(ids, "last"), states[-1])
+    # float64 sums of eight float32 are exact to far less than half a unit of the last place
+    assert np.array_equal(model.embed(ids, pool="mean"), (states.astype(np.float64).sum(axis=0) / 8).astype(np.float32))
+    assert not np.array_equal(model.embed(ids[::-1]), states)
+
+
+def test_a_long_prompt_is_embedded_in_chunks(model, monkeypatch):
+    whole = model.embed(TEXT)
+    monkeypatch.setattr(bitnet_model, "PREFILL_CHUNK", 3)
+    assert np.array_equal(model.embed(TEXT), whole)
+    with pytest.raises(ResourceLimitError, match="exceed the context"):
+        model.embed([1] * (model.config.n_ctx + 1))
+    with pytest.raises(UsageError, match="pool is 'max'"):
+        model.embed(TEXT, pool="max")
+
+
+# --- what it is ----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_closed_at_the_end_of_a_block():
+    with bitnet.load(MODEL, n_threads=1) as model:
+        assert model.generate("The", max_new_tokens=2).metrics.load_seconds > 0
+        stats = model.cache_stats
+        assert (stats.used, stats.sequences) == (0, 0)
+    with pytest.raises(UsageError, match="closed"):
+        model.generate("The")
+
+
+def test_options_are_those_of_load():
+    import inspect
+
+    options = set(inspect.signature(bitnet.load).parameters) - {"path"}
+    assert options == set(bitnet_model.LoadOptions.__annotations__)
