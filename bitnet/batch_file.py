@@ -2,9 +2,9 @@
 
 The file of answers is its own journal. Its records are in the order of the prompts and each is one whole line, synced
 to the disk before the next is begun; so after a kill at any moment it holds the first n answers, and at most a piece of
-one more, which is cut off. Every record has digests of its prompt, of the model and of the settings: a run with others is
-refused rather than mixed in. Nothing in a record depends on time or chance, so a file that was made in several runs has
-the same bytes as one made in a single run.
+one more, which is cut off. Every record has digests of its prompt, of the model and of the settings: a run with others
+is refused rather than mixed in. Nothing in a record depends on time or chance, so a file that was made in several runs
+has the same bytes as one made in a single run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from bitnet.config import GenerationConfig
 from bitnet.errors import UsageError
+from bitnet.generation_config import GenerationConfig
 
 SCHEMA = "urn:bitnet-crossval:infer-batch-1"
 MAX_LINE = 16 << 20  # bytes of a prompt with all about it
@@ -120,7 +120,7 @@ def parse(line: Line) -> Request:
     name = values.get("id")
     if name is not None and (isinstance(name, bool) or not isinstance(name, (str, int))):
         raise UsageError(f"has an id that is {name!r}", remedy="a string or a whole number")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in _SETTINGS}
+    settings = {k: v for k, v in values.items() if k in _SETTINGS}
     return Request(id=name, prompt=_prompt(asked[0], values[asked[0]]), settings=settings)
 
 

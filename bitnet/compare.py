@@ -1,7 +1,7 @@
 """Two models, tensor by tensor, on what their tensors decode to.
 
 A type is only a way to write weights down: I2_S, TQ2_0 and TL2 can hold the same ones to the bit. So values are
-compared, a `.scale` tensor multiplied in, and never bytes. Tensors are decoded in pieces: models of any size fit in memory.
+compared, a `.scale` tensor multiplied in, and never bytes. Tensors are decoded in pieces, so a model of any size fits.
 """
 
 from __future__ import annotations

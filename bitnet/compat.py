@@ -15,6 +15,7 @@ from bitnet.codecs import CODECS
 from bitnet.config import ModelConfig
 from bitnet.file_info import EmbeddedTokenizer, embedded_tokenizer, is_projection
 from bitnet.gguf import GGUF, GGMLType
+from bitnet.hf import Checkpoint
 
 #: From best to worst. `depends`: on the build of the engine; `wrong`: it runs and computes something else.
 Answer = Literal["yes", "depends", "wrong", "no"]
@@ -72,6 +73,10 @@ class _File:
     tokenizer: EmbeddedTokenizer
 
     @property
+    def checkpoint(self) -> bool:
+        return isinstance(self.gguf, Checkpoint)
+
+    @property
     def weight_types(self) -> set[GGMLType]:
         return {i.type for n, i in self.gguf.tensors.items() if is_projection(n)}
 
@@ -117,23 +122,26 @@ def _bitnet(f: _File) -> Iterator[Reason]:
 
 def _llama_cpp(f: _File) -> Iterator[Reason]:
     c, types = f.config, f.weight_types
-    to = "f16" if f.narrow else "tq2_0"
-    if c.arch not in ("bitnet", "llama"):
-        wrong = " (it runs, but with SiLU)" if c.activation == "relu2" else ""
-        what = f"it does not know the architecture {c.arch}"
-        yield Reason(answer="no", what=what, remedy=f"{f.convert(to, ' --arch bitnet')}{wrong}")
+    known = c.arch in ("bitnet", "llama")
+    convert = f.convert("f16" if f.narrow else "tq2_0", "" if known else " --arch bitnet")
+    if f.checkpoint:
+        yield Reason(answer="no", what="it reads GGUF files only", remedy=convert)
+    if not known:
+        yield Reason(answer="no", what=f"it does not know the architecture {c.arch}", remedy=convert)
     retired = types & (_RETIRED | {GGMLType.TL2})
-    if retired:
+    if retired and not f.checkpoint:
         numbers = ", ".join(f"{t.name} ({t.value})" for t in sorted(retired))
         what = f"types 36 to 38 are retired in ggml and 39 is MXFP4 there: it cannot read {numbers}"
         wide = "; TQ types need widths that are multiples of 256, which these are not" if f.narrow else ""
-        yield Reason(answer="no", what=what + wide, remedy=f.convert(to))
+        yield Reason(answer="no", what=what + wide, remedy=convert)
     if c.activation == "relu2":
         what = "it computes SiLU in every feed-forward, where the file declares a squared ReLU"
         yield Reason(answer="wrong", what=what, remedy="run it with bitnet; no conversion changes this")
     if c.arch == "bitnet" and "output.weight" in f.gguf.tensors:
         yield Reason(answer="no", what="it refuses an output.weight: the head of bitnet is the embedding there")
     yield from _tokenizer_of_llama_cpp(f)
+    if f.checkpoint:
+        return
     if types & _TQ:
         yield Reason(
             answer="yes", what="activations are rounded to int8 in blocks of 256, which is not BitNet's own rounding"
@@ -156,10 +164,12 @@ def _tokenizer_of_llama_cpp(f: _File) -> Iterator[Reason]:
 def _bitnet_cpp(f: _File) -> Iterator[Reason]:
     c, types = f.config, f.weight_types
     others = types - _BITNET_CPP - _FLOATS
-    if others:
+    if f.checkpoint:
+        yield Reason(answer="no", what="it reads GGUF files only", remedy=f.convert("i2_s"))
+    elif others:
         what = f"its kernels are for I2_S, TL1 and TL2, not {_names(others)}"
         yield Reason(answer="no", what=what, remedy=f.convert("i2_s"))
-    if GGMLType.I2_S in types:
+    if GGMLType.I2_S in types and not f.checkpoint:
         yield Reason(answer="yes", what="I2_S as it is, if its build has the layout of the file (x86 and ARM differ)")
     if types & _TABLES:
         what = f"{_names(types & _TABLES)} needs a build whose kernel_config.ini has the tiles of this file"
@@ -186,6 +196,9 @@ def _bitnet_cpp(f: _File) -> Iterator[Reason]:
 
 def _transformers(f: _File) -> Iterator[Reason]:
     c, types = f.config, f.weight_types
+    if f.checkpoint:
+        yield Reason(answer="yes", what="its own form; needs the `hf` extra of this project, or torch and accelerate")
+        return
     scaled = any(name.endswith(".scale") for name in f.gguf.tensors)
     if c.arch != "llama":
         what = f"it reads no GGUF of architecture {c.arch}"

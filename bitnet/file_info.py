@@ -10,7 +10,7 @@ from typing import Any
 from bitnet.architecture import read_config
 from bitnet.codecs import CODECS, codec_of
 from bitnet.config import ModelConfig
-from bitnet.errors import BitNetError
+from bitnet.errors import BitNetError, TokenizerError
 from bitnet.gguf import GGUF, GGMLType
 
 _PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -129,7 +129,10 @@ def is_projection(name: str) -> bool:
 def embedded_tokenizer(gguf: GGUF) -> EmbeddedTokenizer:
     """What a header says of its tokenizer, unchecked."""
     keys = gguf.metadata
-    model, pre, tokens = (keys.get(f"tokenizer.ggml.{k}") for k in ("model", "pre", "tokens"))
+    try:
+        model, pre, tokens = (keys.get(f"tokenizer.ggml.{k}") for k in ("model", "pre", "tokens"))
+    except TokenizerError:  # of a checkpoint, whose tokenizer is a file beside it
+        return EmbeddedTokenizer(model=None, pre=None, n_tokens=0, chat_template=False)
     return EmbeddedTokenizer(
         model=model if isinstance(model, str) else None,
         pre=pre if isinstance(pre, str) else None,

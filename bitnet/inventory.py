@@ -12,18 +12,19 @@ from typing import Any, Literal
 from bitnet import hub_cache, tokenizer_files
 from bitnet.errors import BitNetError
 from bitnet.file_info import describe
-from bitnet.gguf import read
+from bitnet.hf import open_model
 
 Place = Literal["folder", "cache", "BITNET_GGUF"]
 
 _DEPTH = 3  # folders below the one that is searched; deeper ones hold other things
 _MOST_FOLDERS = 10_000  # a search of somebody's home folder has an end
+_CONFIG = 1 << 20  # bytes of a config.json; published ones have a few thousand
 _LATER_SHARD = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A model file that was found.
+    """A model that was found: a GGUF file, or the folder of a checkpoint.
 
     Attributes:
         path: Where.
@@ -94,13 +95,24 @@ def _files(top: Path, *, deep: bool) -> Iterator[Path]:
         for name in sorted(names):
             if name.endswith(".gguf") and not _LATER_SHARD.search(name):
                 yield here / name
+        if "config.json" in names and any(n.endswith(".safetensors") for n in names) and _is_bitnet(here):
+            yield here
+
+
+def _is_bitnet(folder: Path) -> bool:
+    """Whether a checkpoint says that it is one of these; a cache holds others too."""
+    try:
+        with (folder / "config.json").open("rb") as file:
+            return b"bitnet" in file.read(_CONFIG).lower()
+    except OSError:
+        return False
 
 
 def _look(path: Path, place: Place) -> Found:
-    size = path.stat().st_size if path.exists() else 0
+    size = path.stat().st_size if path.is_file() else 0
     repo = hub_cache.repo_of(path)
     try:
-        gguf = read(path)
+        gguf = open_model(path)
         info = describe(gguf)
     except BitNetError as error:
         return Found(
@@ -114,7 +126,7 @@ def _look(path: Path, place: Place) -> Found:
             tokenizer=None,
             fault=error.what,
         )
-    beside = tokenizer_files.in_folder(path.parent)
+    beside = tokenizer_files.in_folder(path if path.is_dir() else path.parent)
     tokenizer: Literal["embedded", "beside", "none"] = "none" if beside is None else "beside"
     return Found(
         path=str(path),
@@ -124,6 +136,6 @@ def _look(path: Path, place: Place) -> Found:
         arch=info.config.arch,
         weight_type=info.main_type,
         n_weights=info.n_weights,
-        tokenizer="embedded" if info.tokenizer.model is not None else tokenizer,
+        tokenizer="embedded" if info.tokenizer.model is not None and not path.is_dir() else tokenizer,
         fault=info.fault,
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from bitnet import hub_cache
 from bitnet.api import default_threads
 from bitnet.errors import BitNetError
+from bitnet.limits import batch_size, memory_limit
 
 Origin = Literal["flag", "variable", "default"]
 
@@ -41,6 +42,15 @@ def _threads() -> str:
     return str(default_threads())
 
 
+def _memory() -> str | None:
+    limit = memory_limit()
+    return None if limit is None else str(limit)
+
+
+def _together() -> str:
+    return str(batch_size())
+
+
 def _offline() -> str:
     return "1" if hub_cache.offline() else "0"
 
@@ -63,14 +73,19 @@ _VARIABLES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "BITNET_DETERMINISTIC": ("the same bits every time, which is always so here", _text("1")),
     "BITNET_OFFLINE": ("1 forbids the network", _offline),
     "BITNET_CPP_DIR": ("a build of bitnet.cpp to compare with", _text(None)),
-    "BITNET_MEMORY_LIMIT": ("bytes that models and caches may take", _text(None)),
-    "BITNET_BATCH_SIZE": ("prompts that are evaluated together", _text("8")),
+    "BITNET_MEMORY_LIMIT": ("bytes that models and caches may take", _memory),
+    "BITNET_BATCH_SIZE": ("prompts that are evaluated together", _together),
     "HF_HOME": ("where the Hub's files are kept", _home),
     "HF_TOKEN": ("for private and gated repositories", _text(None)),
 }
 _SECRET = ("HF_TOKEN",)
 #: Settings whose text is checked by whoever reads it.
-_CHECKED: dict[str, Callable[[], str]] = {"BITNET_NUM_THREADS": _threads, "BITNET_OFFLINE": _offline}
+_CHECKED: dict[str, Callable[[], str | None]] = {
+    "BITNET_NUM_THREADS": _threads,
+    "BITNET_OFFLINE": _offline,
+    "BITNET_MEMORY_LIMIT": _memory,
+    "BITNET_BATCH_SIZE": _together,
+}
 
 
 def settings(flags: Mapping[str, object] | None = None) -> tuple[Setting, ...]:

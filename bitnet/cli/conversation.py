@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from bitnet.cli.output import document
 from bitnet.errors import BitNetError, ResourceLimitError, UsageError
 
 if TYPE_CHECKING:
-    from bitnet.api import Model
-    from bitnet.config import GenerationConfig
+    from bitnet.bitnet_model import BitNetModel
     from bitnet.generate import Generation
+    from bitnet.generation_config import GenerationConfig
 
 _SCHEMA = "infer-chat-1"
 _ROLES = ("system", "user", "assistant")
@@ -44,15 +45,20 @@ class Quit(Exception):  # noqa: N818  # the user's wish, not an error
 
 
 class Stopping:
-    """While an answer comes: Ctrl-C asks it to stop, and a second one does not ask."""
+    """While an answer comes: Ctrl-C asks it to stop after the token in progress, and a second one does not ask."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.cancelled = Event()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user wants it to stop."""
+        return self.cancelled.is_set()
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.cancelled.set()
 
     def __enter__(self) -> Stopping:
         self._before = signal.signal(signal.SIGINT, self._ask)
@@ -72,7 +78,7 @@ class Conversation:
         last: The last answer with what it cost, or None.
     """
 
-    def __init__(self, model: Model, config: GenerationConfig, *, system: str | None = None) -> None:
+    def __init__(self, model: BitNetModel, config: GenerationConfig, *, system: str | None = None) -> None:
         self.model = model
         self.config = config
         self.messages: list[dict[str, str]] = []
@@ -113,24 +119,22 @@ class Conversation:
         pieces: list[str] = []
         with Stopping() as stopping:
             try:
-                decoder = self.model.decoder(turns, config)
+                decoder = self.model.decoder(turns, config, cancelled=stopping.cancelled)
                 for piece in decoder:
                     pieces.append(piece)
                     sys.stdout.write(piece)
                     sys.stdout.flush()
-                    if stopping.asked:
-                        break
             except ResourceLimitError as error:
                 raise UsageError(f"there is no room for this message: {error.what}", remedy=_FULL) from None
             except KeyboardInterrupt:
-                stopping.asked = True
+                decoder = None
         sys.stdout.write("\n")
         sys.stdout.flush()
         if stopping.asked:
             _say("stopped; what came is kept" if pieces else "stopped before anything came; the message is dropped")
             if not pieces:
                 return
-        self.last = None if stopping.asked else decoder.result
+        self.last = decoder.result if decoder is not None else None
         self.messages = [*turns, {"role": "assistant", "content": "".join(pieces).strip()}]
         if self.last is not None and self.last.stop_reason == "context":
             _say(f"the context is full: the answer ends here. {_FULL}")

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from bitnet.cli.options import (
+    ContextOption,
     Device,
     Format,
     MaxNewTokens,
@@ -30,12 +30,10 @@ from bitnet.cli.options import (
     TopK,
     TopP,
 )
-from bitnet.errors import BitNetError, UsageError
+from bitnet.errors import UsageError
 
 if TYPE_CHECKING:
-    from bitnet.api import Model
     from bitnet.batch_file import Identity, Line
-    from bitnet.config import GenerationConfig
 
 
 def batch(
@@ -45,6 +43,10 @@ def batch(
     ],
     model: ModelOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the file has.")] = False,
+    n_batch: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Prompts evaluated together. Default: BITNET_BATCH_SIZE, else 8."),
+    ] = None,
     stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop before the first bad line.")] = False,
     preset: PresetOption = None,
     max_new_tokens: MaxNewTokens = None,
@@ -54,21 +56,24 @@ def batch(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    context: ContextOption = None,
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
-    """Answer a file of prompts; run it again after a kill, and it goes on.
+    """Answer a file of prompts, and go on after a kill.
 
     A line asks {"prompt": TEXT}, {"messages": [...]} or {"ids": [...]}, with an "id" of yours and settings of its own
     if you like. Answers come in the same order, each on the disk before the next is begun. A bad line gets an error for
     an answer, and the command then leaves with 1.
     """
     from bitnet.batch_file import read_lines
+    from bitnet.batch_run import Run
     from bitnet.cli import loading
     from bitnet.cli import output as out
+    from bitnet.limits import batch_size
 
     config = loading.configure(
         preset,
@@ -79,13 +84,14 @@ def batch(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        context=context,
     )
     with ExitStack() as stack:
         source = stack.enter_context(_open(prompts))
         total = sum(1 for _ in read_lines(source))
         source.seek(0)
         loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
-        run = _Run(loaded, config, prompts, stop_on_error=stop_on_error)
+        run = Run(loaded, config, prompts, n_batch=batch_size(n_batch), stop_on_error=stop_on_error)
         lines = read_lines(source)
         resumed, errors, write = _prepare(stack, answers, lines, run.identity, overwrite=overwrite, quiet=quiet)
         loading.tell(loaded, chat=False, quiet=quiet)
@@ -144,64 +150,3 @@ def _prepare(
     if journal.done and not quiet:
         note(f"{answers}: {journal.done} answers are there; going on after them")
     return journal.done, journal.failed, journal.append
-
-
-@dataclass
-class _Run:
-    """Answers to lines, and how many."""
-
-    model: Model
-    config: GenerationConfig
-    name: str
-    stop_on_error: bool
-    written: int = 0
-    errors: int = 0
-    tokens: int = 0
-
-    def __init__(self, model: Model, config: GenerationConfig, name: str, *, stop_on_error: bool) -> None:
-        from bitnet.batch_file import Identity, digest_of
-
-        self.model, self.config, self.name, self.stop_on_error = model, config, name, stop_on_error
-        numerics = model.network.numerics.to_dict()
-        parts = {"model": model.gguf.sha256(), "tokenizer": model.discovery.sha256, "numerics": numerics}
-        self.identity = Identity(model=digest_of(parts), settings=digest_of(asdict(config)))
-
-    def answers(self, lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
-        """A record for each line, in order."""
-        for line in lines:
-            record = self._answer(line)
-            self.written += 1
-            self.errors += record["error"] is not None
-            self.tokens += len(record["ids"])
-            yield record
-
-    def _answer(self, line: Line) -> dict[str, Any]:
-        from bitnet.batch_file import parse
-        from bitnet.cli.output import error_fields
-
-        record: dict[str, Any] = {"line": line.number, "id": None, "input": line.digest, **asdict(self.identity)}
-        empty = {"text": "", "ids": [], "prompt_tokens": 0, "stop_reason": None}
-        try:
-            request = parse(line)
-            record["id"] = request.id
-            result = self.model.generate(request.prompt, _with(self.config, request.settings))
-        except BitNetError as error:
-            if self.stop_on_error:
-                where = f"{self.name}, line {line.number}"
-                remedy = "mend the line and run it again; the answers before it are kept"
-                raise BitNetError(error.what, where=where, remedy=remedy) from None
-            return record | empty | {"error": error_fields(error)}
-        found = {
-            "text": result.text,
-            "ids": list(result.ids),
-            "prompt_tokens": len(result.prompt_ids),
-            "stop_reason": result.stop_reason,
-        }
-        return record | found | {"error": None}
-
-
-def _with(config: GenerationConfig, settings: Any) -> GenerationConfig:  # noqa: ANN401  # values of the user's
-    try:
-        return config.with_changes(**settings)
-    except TypeError as error:
-        raise UsageError(f"a setting is of a type that it cannot have: {error}", remedy="compare with --help") from None

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from bitnet.cli.options import (
+    ContextOption,
     Device,
     MaxNewTokens,
     ModelOption,
@@ -44,6 +45,7 @@ def chat(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    context: ContextOption = None,
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
@@ -63,6 +65,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        context=context,
     )
     before = read_messages(load) if load is not None else []
     loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from bitnet.cli.options import (
+    ContextOption,
     Device,
     Format,
     MaxNewTokens,
@@ -39,6 +39,7 @@ def run(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     stop: Stop = None,
+    context: ContextOption = None,
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
@@ -58,23 +59,16 @@ def run(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop,
+        context=context,
     )
     loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
     text = sys.stdin.read() if prompt == "-" else prompt
     asked = [{"role": "user", "content": text}] if chat else text
     if output is Format.json:
         result = loaded.generate(asked, config)
-        values = {
-            "model": str(loaded.gguf.path),
-            "prompt_ids": list(result.prompt_ids),
-            "ids": list(result.ids),
-            "text": result.text,
-            "stop_reason": result.stop_reason,
-            "settings": asdict(config),
-            "metrics": loading.metrics(result),
-            "notices": loading.notices(loaded, chat=chat),
-        }
-        print(out.document("infer-run-1", values))
+        about = {"model": str(loaded.gguf.path), "settings": config.to_dict()}
+        told = {"notices": loading.notices(loaded, chat=chat)}
+        print(out.document("infer-run-1", about | result.to_dict() | told))
         return
     decoder = loaded.decoder(asked, config)
     loading.tell(loaded, chat=chat, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,23 @@ from bitnet.cli.options import Preset, model_named
 from bitnet.cli.output import note
 
 if TYPE_CHECKING:
-    from bitnet.api import Model
-    from bitnet.config import GenerationConfig
+    from bitnet.bitnet_model import BitNetModel
     from bitnet.generate import Generation
+    from bitnet.generation_config import GenerationConfig
 
 
-def load(model: Path | None, *, device: str | None, threads: int | None, tokenizer: Path | None) -> Model:
-    """The model that is meant, loaded."""
+def load(model: str | None, *, device: str | None, threads: int | None, tokenizer: Path | None) -> BitNetModel:
+    """The model that is meant, loaded: a file, a folder, or what a repository of the Hub holds."""
     import bitnet
 
-    return bitnet.load(model_named(model), device=device, n_threads=threads, tokenizer=tokenizer)
+    name = str(model_named(model))
+    options: dict[str, Any] = {"device": device, "n_threads": threads, "tokenizer": tokenizer}
+    if Path(name).exists():
+        return bitnet.load(name, **options)
+    return bitnet.BitNetModel.from_pretrained(name, progress=sys.stderr.isatty(), **options)
 
 
-def notices(model: Model, *, chat: bool) -> tuple[str, ...]:
+def notices(model: BitNetModel, *, chat: bool) -> tuple[str, ...]:
     """What the user should know about the model, its tokenizer and its chat template."""
     found = model.discovery
     told = (*model.notices, *found.notices, found.summary)
@@ -30,7 +35,7 @@ def notices(model: Model, *, chat: bool) -> tuple[str, ...]:
     return told
 
 
-def tell(model: Model, *, chat: bool, quiet: bool) -> None:
+def tell(model: BitNetModel, *, chat: bool, quiet: bool) -> None:
     """Say it."""
     for text in () if quiet else notices(model, chat=chat):
         note(text)
@@ -38,30 +43,21 @@ def tell(model: Model, *, chat: bool, quiet: bool) -> None:
 
 def configure(preset: Preset | None, **settings: Any) -> GenerationConfig:
     """The settings of the sampler: a preset, and over it what was named beside it."""
-    from bitnet.cli.options import chosen_settings
-    from bitnet.config import GenerationConfig
+    from bitnet.generation_config import GenerationConfig
 
-    return GenerationConfig(**chosen_settings(preset, **settings))
-
-
-def metrics(result: Generation) -> dict[str, Any]:
-    """What a generation cost, as plain values."""
-    t = result.timing
-    return {
-        "prompt_tokens": len(result.prompt_ids),
-        "prefill_tokens": t.prefill_tokens,
-        "prefill_seconds": t.prefill_seconds,
-        "prefill_rate": t.prefill_tokens / t.prefill_seconds if t.prefill_tokens else 0.0,
-        "decode_tokens": t.decode_tokens,
-        "decode_seconds": t.decode_seconds,
-        "decode_rate": t.decode_rate,
-    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "context" in given:
+        given["context"] = str(given["context"])
+    if preset is Preset.balanced:
+        return GenerationConfig.balanced(**given)
+    return GenerationConfig.creative(**given) if preset is Preset.creative else GenerationConfig.greedy(**given)
 
 
 def summary(result: Generation) -> str:
     """One line about a generation, for people."""
-    m = metrics(result)
+    m = result.metrics
+    cached = f", {m.cached_tokens} of them cached" if m.cached_tokens else ""
     return (
-        f"{m['prompt_tokens']} prompt tokens ({m['prefill_rate']:.0f}/s), {len(result.ids)} new "
-        f"({m['decode_rate']:.1f}/s), ended by {result.stop_reason.replace('_', ' ')}"
+        f"{m.prompt_tokens} prompt tokens ({m.prefill_rate:.0f}/s{cached}), {len(result.ids)} new "
+        f"({m.decode_rate:.1f}/s), ended by {result.stop_reason.replace('_', ' ')}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -14,8 +15,17 @@ from bitnet.errors import BitNetError, ResourceLimitError, UsageError
 
 INTERRUPTED = 130
 
+
+class InterruptedByUserError(BitNetError):
+    """Ctrl-C, or the signal that it sends."""
+
+    exit_code = INTERRUPTED
+    severity = "usage"
+
+
 #: What the parser raises for an argument that it does not know; its home differs between versions of typer.
 _PARSING = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_NO_COMMAND = "NoArgsIsHelpError"  # a group alone; what it says is its help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=given, prog_name="bitnet", standalone_mode=False)
     except Exception as error:
+        if type(error).__name__ == _NO_COMMAND:
+            print(error, file=sys.stderr)
+            return UsageError.exit_code
         if sys.flags.dev_mode and _typed(error) is None:
             raise
         failure = _typed(error) or _unforeseen(error)
@@ -38,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        return _fail(BitNetError("interrupted"), INTERRUPTED, given)
+        return _fail(InterruptedByUserError("interrupted"), INTERRUPTED, given)
     return code if isinstance(code, int) else 0
 
 
@@ -83,5 +96,4 @@ def _fail(error: BitNetError, code: int, given: Sequence[str]) -> int:
 
 def wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON; asked of lines, too, that could not be parsed."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return any(a == "--format=json" or (a, b) == ("--format", "json") for a, b in pairs)
+    return "--format=json" in arguments or ("--format", "json") in pairwise(arguments)

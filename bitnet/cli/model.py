@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bitnet.cli.model_compare import compare
 from bitnet.cli.model_compat import compat
+from bitnet.cli.model_convert import convert
 from bitnet.cli.model_download import download
 from bitnet.cli.model_info import info
 from bitnet.cli.model_list import list_models
@@ -27,3 +28,9 @@ app.command(
     "compare",
     epilog=examples("bitnet model compare fixtures/models/tiny-silu.i2_s.gguf fixtures/models/tiny-silu.tq2_0.gguf"),
 )(compare)
+app.command(
+    "convert",
+    epilog=examples(
+        f"bitnet model convert {_TINY} tiny.tq2_0.gguf --to tq2_0", f"bitnet model convert {_TINY} tiny-hf --to hf"
+    ),
+)(convert)

@@ -23,12 +23,12 @@ def compare(
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
-    """Compare two models on decoded values, whatever types they are stored in. Leaves with 1 if they differ."""
+    """Compare two models on decoded values, whatever their types. Leaves with 1 if they differ."""
     from bitnet.cli import output as out
     from bitnet.compare import compare as run
-    from bitnet.gguf import read
+    from bitnet.hf import open_model
 
-    one, other = read(a), read(b)
+    one, other = open_model(a), open_model(b)
     with out.progress("tensor", quiet=quiet) as bar:
         task = bar.add_task("compare", total=None, tensor="")
 

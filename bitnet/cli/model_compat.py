@@ -6,13 +6,13 @@ from bitnet.cli.options import Format, ModelArgument, Output, model_named
 
 
 def compat(model: ModelArgument = None, output: Output = Format.human) -> None:
-    """Show which engines can run a model file, whether they compute what it declares, and what helps if not."""
+    """Show which engines can run a model, and if they do it right. What helps where they do not is said too."""
     from bitnet.architecture import read_config
     from bitnet.cli import output as out
     from bitnet.compat import compatibility
-    from bitnet.gguf import read
+    from bitnet.hf import open_model
 
-    gguf = read(model_named(model))
+    gguf = open_model(model_named(model))
     config, _ = read_config(gguf)
     answers = compatibility(gguf, config)
     if output is Format.json:
@@ -24,6 +24,6 @@ def compat(model: ModelArgument = None, output: Output = Format.human) -> None:
         for reason in answer.reasons:
             rows.append((*head, reason.what))
             head = ("", "")
-            if reason.remedy:
-                rows.append(("", "", f"→ {reason.remedy}"))
+        remedies = dict.fromkeys(reason.remedy for reason in answer.reasons if reason.remedy)
+        rows += [("", "", f"→ {remedy}") for remedy in remedies]
     out.table(("engine", "runs", "why"), rows)

@@ -23,9 +23,9 @@ def info(
     """Show what a model file is, and what is odd about it. Only the header is read."""
     from bitnet.cli import output as out
     from bitnet.file_info import describe
-    from bitnet.gguf import read
+    from bitnet.hf import open_model
 
-    gguf = read(model_named(model))
+    gguf = open_model(model_named(model))
     found = describe(gguf)
     sha256 = gguf.sha256() if digest else None
     listed = list(gguf.tensors.values())

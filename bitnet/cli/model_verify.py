@@ -9,7 +9,7 @@ from bitnet.errors import ModelFileError
 
 
 def verify(model: ModelArgument = None, output: Output = Format.human) -> None:
-    """Examine a model file: container, hyper-parameters, tokenizer, every weight. Leaves with 3 if it cannot be used."""
+    """Examine a model: header, tokenizer, every weight. Leaves with 3 if it cannot be used."""
     from bitnet.cli.output import document
     from bitnet.validate import verify as examine
 

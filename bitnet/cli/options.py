@@ -18,6 +18,13 @@ class Format(StrEnum):
     json = "json"
 
 
+class Context(StrEnum):
+    """What happens when the model's context is full."""
+
+    stop = "stop"
+    slide = "slide"
+
+
 class Preset(StrEnum):
     """Settings of the sampler under one name."""
 
@@ -29,10 +36,14 @@ class Preset(StrEnum):
 Output = Annotated[Format, typer.Option("--format", help="For people, or one JSON document for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 ModelArgument = Annotated[
-    Path | None, typer.Argument(metavar="MODEL", help="GGUF file, or any shard of one.", envvar="BITNET_GGUF")
+    Path | None,
+    typer.Argument(metavar="MODEL", help="GGUF file, any shard of one, or checkpoint folder.", envvar="BITNET_GGUF"),
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", metavar="MODEL", help="GGUF file.", envvar="BITNET_GGUF")
+    str | None,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="GGUF file, checkpoint folder, or owner/name.", envvar="BITNET_GGUF"
+    ),
 ]
 TokenizerOption = Annotated[
     Path | None,  # the variable is read by the search itself, which says so
@@ -51,21 +62,17 @@ TopK = Annotated[int | None, typer.Option(min=0, help="Keep the k most likely to
 TopP = Annotated[float | None, typer.Option(help="Keep the smallest set of tokens with this probability.")]
 Penalty = Annotated[float | None, typer.Option(help="Above 1 discourages tokens already seen.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of the sampler.", envvar="BITNET_SEED")]
+ContextOption = Annotated[
+    Context | None, typer.Option("--context", help="Where it is full: stop, or slide on, forgetting the oldest tokens.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")]
 
-#: What the presets mean: close to what the published models are shown with, and what their authors advise.
-PRESETS: dict[Preset, dict[str, Any]] = {
-    Preset.greedy: {"temperature": 0.0},
-    Preset.balanced: {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.05},
-    Preset.creative: {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.1},
-}
 
-
-def model_named(model: Path | None) -> Path:
+def model_named(model: Path | str | None) -> Path:
     """The model that is meant. Raises `UsageError` if none is."""
     if model is None or not str(model):
         raise UsageError("no model is named", remedy="give a path, or set BITNET_GGUF")
-    return model
+    return Path(model)
 
 
 def examples(*lines: str) -> str:
@@ -77,12 +84,3 @@ def group(help_text: str, epilog: str, **settings: Any) -> typer.Typer:
     """A group of commands, with plain help: it comes at once, and reads well in a pipe."""
     quick = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": None}
     return typer.Typer(help=help_text, epilog=epilog, **(quick | {"add_completion": False} | settings))
-
-
-def chosen_settings(preset: Preset | None, **settings: Any) -> dict[str, Any]:
-    """Fields of `GenerationConfig`: a preset, and over it what was named beside it."""
-    stop = settings.pop("stop", None)
-    given = {name: value for name, value in settings.items() if value is not None}
-    if stop:
-        given["stop"] = tuple(stop)
-    return (PRESETS[preset] if preset is not None else {}) | given

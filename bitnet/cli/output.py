@@ -28,14 +28,8 @@ def document(schema: str, values: Mapping[str, Any], *, indent: int | None = 2) 
 
 
 def error_fields(error: BitNetError, code: int | None = None) -> dict[str, Any]:
-    """An error as plain values."""
-    return {
-        "error": type(error).__name__ if code != 130 else "Interrupted",
-        "what": error.what,
-        "where": error.where,
-        "remedy": error.remedy,
-        "exit_code": error.exit_code if code is None else code,
-    }
+    """An error as plain values; `code` is the exit code where that is not the error's own."""
+    return error.to_dict() | ({} if code is None else {"exit_code": code})
 
 
 def error_document(error: BitNetError, code: int) -> str:

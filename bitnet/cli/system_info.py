@@ -22,7 +22,7 @@ def info(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the sampler.")] = None,
     output: Output = Format.human,
 ) -> None:
-    """Show this machine, and every setting with its value and origin: a flag beats a variable, a variable a default."""
+    """Show this machine, and every setting with its origin. A flag beats a variable, a variable beats a default."""
     from bitnet.cli import output as out
     from bitnet.settings import settings
 
