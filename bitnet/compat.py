@@ -86,7 +86,7 @@ class _File:
         return any(i.shape[-1] % 256 for n, i in self.gguf.tensors.items() if is_projection(n))
 
     def convert(self, to: str, more: str = "") -> str:
-        return f"bitnet model convert {self.gguf.path} OUT --to {to}{more}"
+        return f"bitnet model convert {self.gguf.path} OUT --type {to}{more}"
 
 
 def compatibility(gguf: GGUF, config: ModelConfig) -> tuple[Compatibility, ...]:

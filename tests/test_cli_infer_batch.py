@@ -54,7 +54,8 @@ def test_every_line_is_answered_in_order(asked):
     assert [a["line"] for a in found] == list(range(1, 11))
     assert [a["id"] for a in found] == [0, "chat 1", None, None, 4, 5, "chat 6", None, None, 9]
     assert [a["error"] is not None for a in found] == [False, False, False, True, False] * 2
-    assert found[0]["text"] and len(found[0]["ids"]) <= 5
+    assert found[0]["text"]
+    assert len(found[0]["ids"]) <= 5
     assert found[3]["error"]["what"] == "max_new_tokens is -1"
     assert found[8]["error"]["where"] == "line 9"
     assert "10 answers written, 2 errors" in done.err
@@ -139,9 +140,7 @@ def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
     assert second["error"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "out", "message"), [("none", "out", "no such file"), ("in", "no/out", "No such file")]
-)
+@pytest.mark.parametrize(("name", "out", "message"), [("none", "out", "no such"), ("in", "no/out", "No such")])
 def test_paths_that_do_not_exist(name, out, message, tmp_path):
     (tmp_path / "in").write_text('{"prompt": "a"}\n')
     done = run("infer", "batch", tmp_path / name, "-o", tmp_path / out, "-m", TINY)
@@ -151,7 +150,7 @@ def test_paths_that_do_not_exist(name, out, message, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_was_not(seed, tmp_path):
     draw = random.Random(seed)
     asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -159,7 +158,7 @@ def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_was_not
     batch(asked, out=tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
     kills = repaired = 0
-    for _ in range(40):
+    for attempt in range(8):
         command = ["infer", "batch", str(asked), "-o", str(out), "-m", TINY, "-n", "12"]
         command += ["--batch-size", str(draw.choice((1, 3, 8)))]
         size = out.stat().st_size if out.exists() else 0
@@ -168,8 +167,9 @@ def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_was_not
         )
         while child.poll() is None and (not out.exists() or out.stat().st_size <= size):
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
+        if attempt < 7:  # the last run may finish
+            time.sleep(draw.uniform(0, 0.3))
+            child.send_signal(signal.SIGKILL)
         _, errors = child.communicate(timeout=60)
         assert b"Traceback" not in errors
         if child.returncode >= 0:

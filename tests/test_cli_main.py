@@ -70,7 +70,7 @@ def test_the_same_as_a_document(monkeypatch):
 def test_a_file_that_is_no_model_is_code_3(words, tmp_path):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"not a model at all")
-    more = {"compare": [bad], "convert": [tmp_path / "out.gguf", "--to", "f32"]}.get(words[1], [])
+    more = {"compare": [bad], "convert": [tmp_path / "out.gguf", "--type", "f32"]}.get(words[1], [])
     done = run(*words, bad, *more)
     if words[1] == "list":
         assert done.code == 0

@@ -21,7 +21,7 @@ CASES = {
         ([ROOT / "fixtures/hf/bitnet-bf16"], 0),
     ],
     ("model", "compare"): [([TINY, TINY], 0), ([TINY, MODELS / "tiny-llama.f32.gguf"], 1)],
-    ("model", "convert"): [([TINY, "HERE/out.gguf", "--to", "tq2_0"], 0)],
+    ("model", "convert"): [([TINY, "HERE/out.gguf", "--type", "tq2_0"], 0)],
     ("infer", "run"): [
         (["-m", TINY, "-p", "One day", "-n", "3"], 0),
         (["-m", TINY, "-p", "Hi", "--chat", "-n", "2"], 0),

@@ -17,7 +17,7 @@ SOURCE = golden_models.model("b158_a")
 
 
 def test_the_configuration_says_what_the_model_is(tmp_path):
-    convert(SOURCE, tmp_path / "m", "hf")
+    convert(SOURCE, tmp_path / "m", type="hf")
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     config = bitnet.load(SOURCE).config
     assert values["model_type"] == "bitnet"
@@ -28,7 +28,7 @@ def test_the_configuration_says_what_the_model_is(tmp_path):
 
 
 def test_packed_bytes_and_scales_are_those_of_the_gguf(tmp_path):
-    convert(SOURCE, tmp_path / "m", "hf")
+    convert(SOURCE, tmp_path / "m", type="hf")
     tensors = ck.load(tmp_path / "m" / ck.SINGLE)
     dtype, shape, raw = tensors[ck.Q]
     packed = np.frombuffer(raw, np.uint8).reshape(shape)
@@ -53,13 +53,13 @@ def test_a_width_of_heads_that_transformers_does_not_know(tmp_path):
     tensors[full] = TensorData(name=full, shape=(128,), type=GGMLType.F32, data=np.ones(128, np.float32))
     write(tmp_path / "a.gguf", keys | small_models.vocabulary(), tensors.values())
     with pytest.raises(UsageError, match="heads as wide as n_embd"):
-        convert(tmp_path / "a.gguf", tmp_path / "m", "hf")
+        convert(tmp_path / "a.gguf", tmp_path / "m", type="hf")
 
 
 def test_a_tokenizer_that_cannot_be_written_is_said(tmp_path):
     keys, tensors = small_models.parts("llama", GGMLType.F16, 16, tokenizer="llama")
     write(tmp_path / "a.gguf", keys | small_models.vocabulary("llama"), tensors.values())
-    done = convert(tmp_path / "a.gguf", tmp_path / "m", "hf")
+    done = convert(tmp_path / "a.gguf", tmp_path / "m", type="hf")
     assert any("no tokenizer is written" in notice for notice in done.notices)
     assert read(tmp_path / "a.gguf").metadata["tokenizer.ggml.model"] == "llama"
 
@@ -72,7 +72,7 @@ def test_transformers_computes_the_same_logits(tmp_path, monkeypatch, golden):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     source = golden_models.model(golden)
-    convert(source, tmp_path / "m", "hf")
+    convert(source, tmp_path / "m", type="hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", attn_implementation="eager")
     ids = (3, 1, 4, 1, 5, 9, 2, 6)
     with torch.no_grad():

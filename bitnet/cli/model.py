@@ -31,6 +31,6 @@ app.command(
 app.command(
     "convert",
     epilog=examples(
-        f"bitnet model convert {_TINY} tiny.tq2_0.gguf --to tq2_0", f"bitnet model convert {_TINY} tiny-hf --to hf"
+        f"bitnet model convert {_TINY} tiny.tq2_0.gguf --type tq2_0", f"bitnet model convert {_TINY} tiny-hf --type hf"
     ),
 )(convert)
