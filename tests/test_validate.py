@@ -18,7 +18,7 @@ from bitnet.gguf import GGMLType, from_bytes
 from bitnet.validate import BALANCE_FROM, Finding, WeightReport, validate_weights, verify
 
 FIXTURES = [*(ROOT / "fixtures" / "models").glob("*.gguf"), *(ROOT / "fixtures" / "goldens").glob("*.gguf")]
-SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "verify-1.schema.json").read_text()))
+SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "model-verify-1.schema.json").read_text()))
 #: Faults of the tokenizer and of its template that only show when something is encoded or rendered.
 RENDERED = {"template without end", "template into the interpreter", "template that makes too much"}
 
@@ -43,7 +43,7 @@ def test_the_fixtures_are_sound(path):
     assert found.norms
     total = sum(found.trits.values())
     assert total == sum(m.n for m in found.matrices if m.name.startswith("blk."))
-    SCHEMA.validate(found.to_dict())
+    SCHEMA.validate({"schema": SCHEMA.schema["$id"], **found.to_dict()})
 
 
 def test_a_loaded_model_reports_the_same():
@@ -59,7 +59,7 @@ def test_what_loading_refuses_is_an_error_here(tmp_path, name):
     found = report(tmp_path, CONTAINER[name] if name in CONTAINER else MODELS[name][0])
     assert not found.ok
     assert all(finding.what and finding.remedy for finding in found.of("error"))
-    SCHEMA.validate(found.to_dict())
+    SCHEMA.validate({"schema": SCHEMA.schema["$id"], **found.to_dict()})
     json.dumps(found.to_dict(), allow_nan=False)
     assert "not usable" in str(found)
 
