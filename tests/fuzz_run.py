@@ -26,7 +26,7 @@ INSTRUMENTED = (
     *("bitnet.gguf", "bitnet.gguf_header", "bitnet.gguf_layout", "bitnet.gguf_shards", "bitnet.gguf_strings"),
     *("bitnet.gguf_types", "bitnet.architecture", "bitnet.weights", "bitnet.weight_statistics", "bitnet.validate"),
     *("bitnet.vocabulary", "bitnet.tokenizer", "bitnet.tokenizer_spm", "bitnet.pretokenizers", "bitnet.chat"),
-    "bitnet.codecs",
+    *("bitnet.formats", "bitnet.pre_evidence", "bitnet.codecs"),
 )
 
 

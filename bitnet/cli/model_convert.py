@@ -61,6 +61,9 @@ def convert(
     embedding_type: Annotated[
         EmbeddingType | None, typer.Option(help="Of the embedding and the head in a GGUF. Default: as they are.")
     ] = None,
+    kernel_config: Annotated[
+        Path | None, typer.Option(help="kernel_config.ini of the bitnet.cpp build that will read a tl1 or tl2 file.")
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Another architecture name in the GGUF, of the same graph.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the target if it exists.")] = False,
     quiet: Quiet = False,
@@ -76,6 +79,7 @@ def convert(
             target,
             type=type.value,
             embedding_type=embedding_type.value if embedding_type else None,
+            kernel_config=kernel_config,
             arch=arch,
             force=force,
             progress=progress,
