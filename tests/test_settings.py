@@ -10,8 +10,16 @@ from command_line import ROOT, run
 from bitnet.settings import settings
 
 NAMES = (
-    *("BITNET_GGUF", "BITNET_TOKENIZER", "BITNET_DEVICE", "BITNET_NUM_THREADS", "BITNET_SEED", "BITNET_DETERMINISTIC"),
-    *("BITNET_OFFLINE", "BITNET_CPP_DIR", "BITNET_MEMORY_LIMIT", "BITNET_BATCH_SIZE", "HF_HOME", "HF_TOKEN"),
+    *("BITNET_GGUF", "BITNET_TOKENIZER", "BITNET_DEVICE", "BITNET_ISA", "BITNET_NUM_THREADS", "BITNET_SEED"),
+    *(
+        "BITNET_DETERMINISTIC",
+        "BITNET_OFFLINE",
+        "BITNET_CPP_DIR",
+        "BITNET_MEMORY_LIMIT",
+        "BITNET_BATCH_SIZE",
+        "HF_HOME",
+        "HF_TOKEN",
+    ),
 )
 
 
