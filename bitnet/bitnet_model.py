@@ -47,6 +47,7 @@ class LoadOptions(TypedDict, total=False):
     numerics: Numerics | None
     tokenizer: str | os.PathLike[str] | None
     cache_bytes: int | None
+    isa: str | None
 
 
 class BitNetModel:

@@ -102,7 +102,7 @@ def _kernels() -> _Found:
     from bitnet.codecs import Ternary, ternary_codes
     from bitnet.codecs.i2_s import pack_i2_s
     from bitnet.gguf_types import GGMLType
-    from bitnet.kernels import instruction_set
+    from bitnet.kernels.row_tiles import as_rows
     from bitnet.linear import Backend, TernaryMatrix
 
     rng = np.random.default_rng(0)
@@ -116,19 +116,20 @@ def _kernels() -> _Found:
         n_row=n_row,
         n_col=n_col,
         n_bytes=codes.nbytes,
-        codes=codes,
+        tiles=as_rows(codes),
         scale=np.float32(scale),
         block_scale=None,
     )
     x = rng.standard_normal((n_token, n_col)).astype(np.float32)
     backends = [Backend("cpu", 1), Backend("plain", 1)]
-    sums = [backend.integer_sums(matrix, x) for backend in backends]
-    outputs = [backend.product(matrix, backend.activations(x), "int8_token", "projection") for backend in backends]
+    packed = [(backend, backend.pack(matrix)) for backend in backends]
+    sums = [backend.integer_sums(m, x) for backend, m in packed]
+    outputs = [backend.product(m, backend.activations(x), "int8_token", "projection") for backend, m in packed]
     due = backends[1].activations(x).int8_token[0].astype(np.int32) @ ternary.trits.T.astype(np.int32)
     if not all(np.array_equal(s, due) for s in sums) or not np.array_equal(outputs[0], outputs[1]):
         remedy = "unset NUMBA_CPU_NAME and the like, remove the kernel cache, and report this if it stays"
         return "fail", "the compiled kernels and numpy do not agree on a product", remedy
-    return "pass", f"compiled for {instruction_set('cpu')}, equal to numpy to the bit", None
+    return "pass", f"compiled for {backends[0].variant.id}, equal to numpy to the bit", None
 
 
 def _kernel_cache() -> _Found:
@@ -164,7 +165,7 @@ def _disk() -> _Found:
 
 def _compiler() -> _Found:
     compiler = next((name for name in _COMPILERS if shutil.which(name)), None)
-    missing = [what for what, there in (("a C++ compiler", compiler), ("cmake", shutil.which("cmake"))) if not there]
+    missing = [what for what, there in (("C++ compiler", compiler), ("cmake", shutil.which("cmake"))) if not there]
     if missing:
         return "warn", f"no {' and no '.join(missing)}: llama.cpp cannot be built to compare with", "install them"
     return "pass", f"{compiler} and cmake", None

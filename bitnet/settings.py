@@ -42,6 +42,12 @@ def _threads() -> str:
     return str(default_threads())
 
 
+def _isa() -> str:
+    from bitnet.kernels.variants import choose
+
+    return choose().id
+
+
 def _memory() -> str | None:
     limit = memory_limit()
     return None if limit is None else str(limit)
@@ -68,6 +74,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "BITNET_GGUF": ("the model, where none is named", _text(None)),
     "BITNET_TOKENIZER": ("a tokenizer in place of the model's own", _text(None)),
     "BITNET_DEVICE": ("cpu (compiled kernels) or plain (numpy)", _text("cpu")),
+    "BITNET_ISA": ("kernels of ternary weights; results do not depend on them", _isa),
     "BITNET_NUM_THREADS": ("threads; results do not depend on them", _threads),
     "BITNET_SEED": ("of the sampler", _text("0")),
     "BITNET_DETERMINISTIC": ("the same bits every time, which is always so here", _text("1")),
@@ -81,6 +88,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[], str | None]]] = {
 _SECRET = ("HF_TOKEN",)
 #: Settings whose text is checked by whoever reads it.
 _CHECKED: dict[str, Callable[[], str | None]] = {
+    "BITNET_ISA": _isa,
     "BITNET_NUM_THREADS": _threads,
     "BITNET_OFFLINE": _offline,
     "BITNET_MEMORY_LIMIT": _memory,

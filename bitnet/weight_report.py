@@ -11,6 +11,7 @@ from bitnet import html
 from bitnet.weight_statistics import MatrixStatistics, NormStatistics
 
 T = TypeVar("T", MatrixStatistics, NormStatistics)
+SCHEMA = "urn:bitnet-crossval:model-verify-1"
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 _SHOWN = 20  # findings of one severity that people are shown
@@ -68,8 +69,9 @@ class WeightReport:
         return {k: sum(getattr(m, k) for m in self.matrices if m.scale is not None) for k in kinds}
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """As plain values, for JSON; they follow schemas/model-verify-1.schema.json."""
         return {
+            "schema": SCHEMA,
             "file": self.file,
             "ok": self.ok,
             "findings": [asdict(f) for f in self.findings],

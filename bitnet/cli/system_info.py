@@ -34,9 +34,15 @@ def info(
         "BITNET_SEED": seed,
     }
     every = settings(flags)
-    machine, caches, versions = _machine(), list(_caches()), _versions()
+    machine, kernels, caches, versions = _machine(), _kernels(), list(_caches()), _versions()
     if output is Format.json:
-        values = {"machine": machine, "settings": [s.to_dict() for s in every], "caches": caches, "versions": versions}
+        values = {
+            "machine": machine,
+            "kernels": kernels,
+            "settings": [s.to_dict() for s in every],
+            "caches": caches,
+            "versions": versions,
+        }
         print(out.document("system-info-1", values))
         return
     cores = (
@@ -50,6 +56,10 @@ def info(
             ("memory", f"{out.megabytes(machine['memory_free'])} free of {out.megabytes(machine['memory_total'])}"),
         ]
     )
+    print()
+    states = ("in use" if k["chosen"] else "usable" if k["usable"] else "not on this CPU" for k in kernels)
+    lines = [(k["id"], k["layout"], state, k["what"]) for k, state in zip(kernels, states, strict=True)]
+    out.table(("kernels", "weights", "here", "what they use"), lines)
     print()
     rows = [(s.name, s.value or "-", s.origin, s.fault or s.meaning) for s in every]
     out.table(("setting", "value", "origin", "what it is for"), rows)
@@ -80,6 +90,27 @@ def _machine() -> dict[str, Any]:
         "memory_total": memory.total,
         "memory_free": memory.available,
     }
+
+
+def _kernels() -> list[dict[str, Any]]:
+    from bitnet.errors import UsageError
+    from bitnet.kernels.variants import VARIANTS, choose, runs_here
+
+    try:
+        chosen = choose()
+    except UsageError:  # the setting's own line says why
+        chosen = None
+    return [
+        {
+            "id": v.id,
+            "isa": v.isa,
+            "layout": v.layout,
+            "what": v.what,
+            "usable": runs_here(v),
+            "chosen": v is chosen,
+        }
+        for v in VARIANTS.values()
+    ]
 
 
 def _processor() -> str | None:
