@@ -58,7 +58,7 @@ class Scripted(Runtime):
             self.calls.append(tuple(ids))
             rows.append(np.zeros(self.config.n_vocab, np.float32))
             rows[-1][self.script[len(self.calls) - 1]] = 9
-        return [Candidates(ids=None, logits=row) for row in rows]
+        return [[Candidates(ids=None, logits=row)] for row in rows]
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_logits_that_are_not_numbers_stop_it_with_an_error(tokenizer):
     class Broken(Scripted):
         def step(self, batch, meters, counts=None):
             super().step(batch, meters)
-            return [Candidates(ids=None, logits=np.full(self.config.n_vocab, np.nan, np.float32))]
+            return [[Candidates(ids=None, logits=np.full(self.config.n_vocab, np.nan, np.float32))]]
 
     broken = Broken([0], n_vocab=tokenizer.n_vocab)
     with pytest.raises(BitNetError, match="no logit is a finite number"):
