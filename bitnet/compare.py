@@ -25,6 +25,7 @@ Status = Literal["equal", "renamed", "differs", "shape", "only_a", "only_b"]
 #: Called before each tensor with how many are done, how many there are, and its name.
 Progress = Callable[[int, int, str], None]
 
+_FLOATS = {GGMLType.F16: np.float16, GGMLType.F32: np.float32, GGMLType.F64: np.float64}
 _PIECE = 1 << 22  # weights decoded at a time
 
 
@@ -114,6 +115,8 @@ def compare(a: GGUF, b: GGUF, progress: Progress = lambda _done, _total, _name: 
     for i, name in enumerate(names):
         progress(i, len(names), name)
         tensors.append(_compare(name, one, other))
+        a.release()
+        b.release()
     return Comparison(
         tensors=tuple(_renamed(tensors, one, other)),
         hyper_parameters=_fields(asdict(read_config(a)[0]), asdict(read_config(b)[0]), skip=("activation_source",)),
@@ -162,14 +165,22 @@ class _Side:
         """Whether a tensor is the same bytes, read in the same way, in both: then it need not be decoded."""
         a, b = self.gguf.tensors[name], other.gguf.tensors[name]
         ours, theirs = self.formats, other.formats
-        ways = a.type is b.type and (ours.layout, ours.tiles) == (theirs.layout, theirs.tiles)
-        plain = a.type not in (GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.F64)  # these may hold NaN
-        return (
-            ways
-            and plain
-            and self.beside(name) == other.beside(name)
-            and _equal(self.gguf.raw(name), other.gguf.raw(name))
-        )
+        if a.type is not b.type or (ours.layout, ours.tiles) != (theirs.layout, theirs.tiles):
+            return False
+        raw = self.gguf.raw(name)
+        same = self.beside(name) == other.beside(name) and _equal(raw, other.gguf.raw(name))
+        return same and not _has_nan(raw, a.type)
+
+
+def _has_nan(raw: NDArray[np.uint8], type_: GGMLType) -> bool:
+    """Whether a float tensor holds what does not equal itself."""
+    if type_ is GGMLType.BF16:
+        bits = raw.view(np.uint16)
+        return any(bool(((bits[i : i + _PIECE] & 0x7FFF) > 0x7F80).any()) for i in range(0, len(bits), _PIECE))
+    if type_ not in _FLOATS:
+        return False
+    values = raw.view(_FLOATS[type_])
+    return any(bool(np.isnan(values[i : i + _PIECE]).any()) for i in range(0, len(values), _PIECE))
 
 
 def _equal(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
@@ -277,8 +288,15 @@ def _fields(a: Mapping[str, Any], b: Mapping[str, Any], skip: tuple[str, ...] = 
     return tuple(
         Difference(field=key, a=_shown(a.get(key)), b=_shown(b.get(key)))
         for key in dict.fromkeys([*a, *b])
-        if key not in skip and a.get(key) != b.get(key)
+        if key not in skip and not _same(a.get(key), b.get(key))
     )
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two values are equal; as float32, for a GGUF holds no more of them."""
+    if isinstance(a, float) and isinstance(b, float):
+        return bool(np.float32(a) == np.float32(b))
+    return a == b
 
 
 def _shown(value: object) -> str:

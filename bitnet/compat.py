@@ -187,11 +187,6 @@ def _bitnet_cpp(f: _File) -> Iterator[Reason]:
         yield Reason(answer="wrong", what="it ignores output.weight and takes the embedding as the head")
     if f.tokenizer.model is None:
         yield Reason(answer="no", what="the file has no tokenizer, and it looks for none elsewhere")
-    rotary = f.gguf.metadata.get(f"{c.arch}.rope.dimension_count", c.head_dim)
-    if rotary != c.head_dim:
-        yield Reason(
-            answer="no", what=f"it needs rope.dimension_count ({rotary}) to be the head's width ({c.head_dim})"
-        )
 
 
 def _transformers(f: _File) -> Iterator[Reason]:

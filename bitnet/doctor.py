@@ -165,7 +165,7 @@ def _disk() -> _Found:
 
 def _compiler() -> _Found:
     compiler = next((name for name in _COMPILERS if shutil.which(name)), None)
-    missing = [what for what, there in (("a C++ compiler", compiler), ("cmake", shutil.which("cmake"))) if not there]
+    missing = [what for what, there in (("C++ compiler", compiler), ("cmake", shutil.which("cmake"))) if not there]
     if missing:
         return "warn", f"no {' and no '.join(missing)}: llama.cpp cannot be built to compare with", "install them"
     return "pass", f"{compiler} and cmake", None

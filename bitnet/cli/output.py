@@ -62,7 +62,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else _UNLIMITED)
-    shown = Table(box=None, pad_edge=False, show_header=bool(columns), header_style="bold")
+    style = "" if os.environ.get("NO_COLOR") else "bold"
+    shown = Table(box=None, pad_edge=False, show_header=bool(columns), header_style=style)
     for i in range(len(columns) or len(rows[0]) if rows else len(columns)):
         shown.add_column(
             columns[i] if columns else "",
