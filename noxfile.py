@@ -76,7 +76,7 @@ def bench(session: nox.Session) -> None:
     """Measure the engine and llama.cpp side by side, in one run."""
     install(session)
     use_llama_cpp(session)
-    leave(code_of(session, "crossval", "bench", *session.posargs))
+    leave(code_of(session, "bitnet", "benchmark", "compare", *(session.posargs or ("--shape", "2b-4t"))))
 
 
 @nox.session(default=False)
