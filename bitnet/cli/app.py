@@ -7,13 +7,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from bitnet.cli import infer, model, system
-from bitnet.cli.options import examples, group
+from bitnet.cli.groups import Group, examples, group
 
 
-class Root(TyperGroup):
+class Root(Group):
     """All commands; when the reader of our text has left, as `| head` does, that is no failure."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # the parser's classes, whose home differs between versions
