@@ -203,6 +203,16 @@ class Backend:
         for other in others:
             other.result()
 
+    def together(self, run: Callable[[int, int], None]) -> None:
+        """Call `run(thread, n_threads)` in all threads at once."""
+        if self._pool is None and self.n_threads > 1:
+            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+        n = self.n_threads
+        others = [self._pool.submit(run, i, n) for i in range(1, n)] if self._pool is not None else []
+        run(0, n)
+        for other in others:
+            other.result()
+
     def product(self, matrix: Matrix, a: Activations, how: str, role: Role) -> Float32:
         """Matrix × activations, [n_token, n_row] f32.
 
@@ -261,10 +271,10 @@ def _multiply(
     """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows (or tiles)."""
     if isinstance(m, TernaryMatrix):
         data, blocks = m.tiles.data, m.block_scale
-        weight_scale = _ones(m) if blocks is None else blocks
         if how == "int8_token" and blocks is None:
             q, scale, total = a.padded(m.tiles.width).int8_token
             return "ternary_int8_token", lambda i, j: k.ternary_int8_token(v, data, q, total, scale, m.scale, i, j, out)
+        weight_scale = _ones(m) if blocks is None else blocks
         if how == "q8_k" and v.layout != "base-3":
             q, scale, total = a.padded(m.tiles.n_col).q8_k
             return "ternary_blocks", lambda i, j: k.ternary_blocks(

@@ -34,6 +34,7 @@ rows are left that the full pass is cheaper.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -150,19 +151,24 @@ def prepare(screen: Screen, x: Float32) -> Input | None:
     )
 
 
-def top(screen: Screen, x: Float32, k: int, backend: Backend) -> Top:
-    """The best k logits of one input.
+def top(screen: Screen, x: Float32, counts: Sequence[int], backend: Backend) -> list[Top]:
+    """The best logits of some inputs; the integer rows are read once for all of them.
 
     Args:
         screen: The head.
-        x: [n_col] f32, rounded as the head's numerics ask for.
-        k: At least 1.
+        x: [n, n_col] f32, rounded as the head's numerics ask for.
+        counts: How many of each, at least 1.
         backend: Threads.
     """
+    x = np.ascontiguousarray(x, np.float32)
+    kept = _candidates(screen, x, counts, backend)
+    return [_best(screen, row, k, rows, backend) for row, k, rows in zip(x, counts, kept, strict=True)]
+
+
+def _best(screen: Screen, x: Float32, k: int, rows: NDArray[np.int64] | None, backend: Backend) -> Top:
+    """The best k of some rows of the head, or of all."""
     matrix = screen.matrix
     n_row, n_col = matrix.n_row, matrix.n_col
-    x = np.ascontiguousarray(x, np.float32)
-    rows = _candidates(screen, x, k, backend) if k < n_row else None
     if rows is None:
         logits, dense = np.empty((1, n_row), np.float32), backend.kernels.dense
         backend.split(n_row, n_row * n_col, lambda i, j: dense(matrix.data, x[None], i, j, logits))
@@ -176,22 +182,30 @@ def top(screen: Screen, x: Float32, k: int, backend: Backend) -> Top:
     return Top(ids=rows[order], logits=found[order], rescored=len(rows))
 
 
-def _candidates(screen: Screen, x: Float32, k: int, backend: Backend) -> NDArray[np.int64] | None:
-    """The rows, rising, that may be among the best k < n_row; None where all must be computed."""
-    prepared = prepare(screen, x)
-    if prepared is None:
-        return None
-    p, kernel, n_row = prepared, _kernels().screen, screen.matrix.n_row
-    lower, upper = np.empty(n_row), np.empty(n_row)
-    rows = (screen.codes, screen.scale, screen.error, screen.norm)
-    backend.split(
-        n_row,
-        screen.codes.size,
-        lambda i, j: kernel(*rows, p.q, p.step, p.c0, p.c1, p.c2, i, j, lower, upper),
-    )
-    threshold = lower.max() if k == 1 else np.partition(lower, n_row - k)[n_row - k]
-    kept = np.flatnonzero(upper >= threshold)
-    return kept if len(kept) <= max(k, n_row * _FULL_PASS) else None
+def _candidates(screen: Screen, x: Float32, counts: Sequence[int], backend: Backend) -> list[NDArray[np.int64] | None]:
+    """For each input the rows, rising, that may be among its best; None where all must be computed."""
+    n_row = screen.matrix.n_row
+    prepared = [prepare(screen, row) if k < n_row else None for row, k in zip(x, counts, strict=True)]
+    usable = [p for p in prepared if p is not None]
+    found: list[NDArray[np.int64] | None] = [None] * len(x)
+    if not usable:
+        return found
+    lower, upper = np.empty((2, len(usable), n_row))
+    q = np.stack([p.q for p in usable])
+    constants = [np.array([getattr(p, name) for p in usable]) for name in ("step", "c0", "c1", "c2")]
+    rows, kernel = (screen.codes, screen.scale, screen.error, screen.norm), _kernels().screen
+    work = screen.codes.size * len(usable)
+    backend.split(n_row, work, lambda i, j: kernel(*rows, q, *constants, i, j, lower, upper))
+    places = iter(range(len(usable)))
+    for t, k in enumerate(counts):
+        if prepared[t] is None:
+            continue
+        place = next(places)
+        low = lower[place]
+        threshold = low.max() if k == 1 else np.partition(low, n_row - k)[n_row - k]
+        kept = np.flatnonzero(upper[place] >= threshold)
+        found[t] = kept if len(kept) <= max(k, n_row * _FULL_PASS) else None
+    return found
 
 
 def _kernels() -> ModuleType:

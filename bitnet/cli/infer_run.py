@@ -11,6 +11,7 @@ from bitnet.cli.options import (
     ContextOption,
     Device,
     Format,
+    LookaheadOption,
     MaxNewTokens,
     ModelOption,
     Output,
@@ -40,6 +41,7 @@ def run(
     seed: Seed = None,
     stop: Stop = None,
     context: ContextOption = None,
+    lookahead: LookaheadOption = None,
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
@@ -60,6 +62,7 @@ def run(
         seed=seed,
         stop=stop,
         context=context,
+        lookahead=lookahead,
     )
     loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
     text = sys.stdin.read() if prompt == "-" else prompt

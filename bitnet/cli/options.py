@@ -34,6 +34,10 @@ class Preset(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--format", help="For people, or one JSON document for programs.")]
+LookaheadOption = Annotated[
+    bool | None,
+    typer.Option("--lookahead/--no-lookahead", help="Guess tokens from what was said; the text is the same."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")]
 ModelArgument = Annotated[
     Path | None,

@@ -20,6 +20,8 @@ _f32 = np.float32
 
 #: Elements of float rows that are fetched ahead (a few rows), and bytes of integer rows.
 AHEAD = 8192
+#: Rows that stay in the first-level cache while every input is multiplied with them.
+_SHARED_ROWS = 8
 _AHEAD_CODES = 1024
 
 
@@ -160,8 +162,11 @@ def rescore(weight, x, threshold, upper, row, end, logits):
 
 @kernel
 def screen(codes, scale, error, norm, q, step, c0, c1, c2, row, end, lower, upper):
-    """`screen_int8` by rows."""
-    screen_int8(codes, scale, error, norm, q, step, c0, c1, c2, row, end, lower, upper)
+    """`screen_int8` of several inputs: a few rows for all of them, then the next; all but the rows by input."""
+    for first in range(row, end, _SHARED_ROWS):
+        last = min(first + _SHARED_ROWS, end)
+        for t in range(q.shape[0]):
+            screen_int8(codes, scale, error, norm, q[t], step[t], c0[t], c1[t], c2[t], first, last, lower[t], upper[t])
 
 
 @kernel
