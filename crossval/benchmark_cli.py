@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitnet.cli.options import Format, Output, Quiet, examples, group
+from bitnet.cli.groups import examples, group
+from bitnet.cli.options import Format, Output, Quiet
 
 if TYPE_CHECKING:
     from crossval.benchmark import Row, Task

@@ -7,16 +7,15 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from bitnet.cli import infer, model, system
-from bitnet.cli.options import examples, group
+from bitnet.cli.groups import Group, examples, group
 
 #: Entry points of other packages that are commands here: this package imports none of them.
 PLUGINS = "bitnet.commands"
 
 
-class Root(TyperGroup):
+class Root(Group):
     """All commands, those of other packages too; a reader of our text who has left, as `| head` does, is no failure."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401  # as below
