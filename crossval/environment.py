@@ -22,6 +22,7 @@ _VARIABLES = (
     "BITNET_GGUF",
     "BITNET_TOKENIZER",
     "BITNET_DEVICE",
+    "BITNET_ISA",
     "BITNET_NUM_THREADS",
     "BITNET_SEED",
     "BITNET_DETERMINISTIC",
@@ -58,6 +59,11 @@ def environment() -> Environment:
         packages=packages,
         variables=variables,
     )
+
+
+def cpu_name() -> str:
+    """The processor, as the system names it."""
+    return _cpu()[0]
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:

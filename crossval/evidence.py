@@ -15,9 +15,9 @@ import numpy as np
 
 from bitnet.bitnet_model import BitNetModel
 from bitnet.errors import TokenizerError
+from bitnet.kernels.bandwidth import measure
 from bitnet.linear import TernaryMatrix
 from crossval import envelope
-from crossval.bandwidth import read_bandwidth
 from crossval.case import Case
 from crossval.engine import EngineRunner
 from crossval.lane import Row
@@ -218,7 +218,7 @@ def speed(
     rows[1] = replace(
         rows[1],
         bytes_per_token=bytes_per_pass(ledger_record(name, engine.model)),
-        bandwidth_limit=read_bandwidth(threads),
+        bandwidth_limit=measure(threads),
         memory_bytes=peak_memory(),
     )
     return rows

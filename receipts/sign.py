@@ -204,7 +204,7 @@ def check_signature(path: str | PathLike[str], receipt: Receipt, trust: Trust) -
         yield Verdict(name="signature.envelope", held=False, path=error.path, why=error.reason)
         return
     content = contents(Path(path), MAX_RECEIPT_BYTES)
-    names = {Path(path).name} | _first_name(envelope.payload)
+    names = {Path(path).name} | first_name(envelope.payload)
     if any(envelope.payload == canonical(statement(receipt, content, name)) for name in names):
         yield Verdict(name="signature.statement", held=True, path="payload", why="It is about exactly these files.")
     else:
@@ -251,7 +251,7 @@ def _written(receipt: Receipt) -> datetime:
         return datetime.max.replace(tzinfo=UTC)  # no time at all is not in any key's time but an endless one's
 
 
-def _first_name(payload: bytes) -> set[str]:
+def first_name(payload: bytes) -> set[str]:
     """The name under which the receipt was signed: a file may be renamed, as by who downloads it."""
     try:
         name = parse(payload, "")["subject"][0]["name"]

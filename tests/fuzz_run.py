@@ -15,16 +15,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "fixtures" / "fuzz"
-MAX_INPUT = {"container": 8_192, "model": 32_768, "receipt": 12_288}  # bytes; more makes it slow, and finds no more
+MAX_INPUT = {
+    "container": 8_192,
+    "model": 32_768,
+    "files": 16_384,
+    "receipt": 12_288,
+}  # bytes; more makes it slow, and finds no more
 BATCH = {
     "container": 150_000,
     "model": 40_000,
+    "files": 20_000,
     "receipt": 400_000,
 }  # executions of one process: atheris keeps some memory after each
 #: What reads the file. The kernels are left out: numba compiles their byte code, so it must stay as it is.
@@ -32,16 +36,11 @@ INSTRUMENTED = (
     *("bitnet.gguf", "bitnet.gguf_header", "bitnet.gguf_layout", "bitnet.gguf_shards", "bitnet.gguf_strings"),
     *("bitnet.gguf_types", "bitnet.architecture", "bitnet.weights", "bitnet.weight_statistics", "bitnet.validate"),
     *("bitnet.vocabulary", "bitnet.tokenizer", "bitnet.tokenizer_spm", "bitnet.pretokenizers", "bitnet.chat"),
-    "bitnet.codecs",
-    *(
-        "receipts.codec",
-        "receipts.read",
-        "receipts.record",
-        "receipts.summary",
-        "receipts.sign",
-        "receipts.check_lanes",
-    ),
-    *("receipts.check_runs", "receipts.check_ledger", "receipts.check_agreement", "receipts.check_subject"),
+    *("bitnet.formats", "bitnet.pre_evidence", "bitnet.codecs", "bitnet.hf", "bitnet.hf_config", "bitnet.hf_weights"),
+    *("bitnet.hf_tokenizer", "bitnet.master_weights", "bitnet.safetensors_file", "bitnet.tokenizer_files"),
+    *("bitnet.tokenizer_json", "bitnet.tokenizer_model"),
+    *("receipts.codec", "receipts.read", "receipts.record", "receipts.summary", "receipts.sign", "receipts.check_runs"),
+    *("receipts.check_lanes", "receipts.check_ledger", "receipts.check_agreement", "receipts.check_subject"),
 )
 
 
@@ -54,21 +53,11 @@ def on_hang(*_: object) -> None:
     raise Hang("over 2 s of CPU")
 
 
-def examiner(target: str) -> Callable[[bytes], object]:
-    """What takes an input of a target."""
-    if target == "receipt":
-        from fuzz_receipt import examine_receipt
-
-        return examine_receipt
-    from fuzz_target import examine
-
-    return partial(examine, container=target == "container")
-
-
 def keep(raw: bytes, target: str) -> Path:
     """Write an input that is a finding."""
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.{'json' if target == 'receipt' else 'gguf'}"
+    kind = target if target in ("files", "receipt") else "gguf"  # the tests take it to the same target
+    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.{kind}"
     path.write_bytes(raw)
     return path
 
@@ -101,19 +90,18 @@ def batch(arguments: argparse.Namespace) -> None:
     import atheris
 
     with atheris.instrument_imports(include=list(INSTRUMENTED)):
-        examine = examiner(arguments.target)
+        from fuzz_target import examine
     from fuzz_seeds import write_corpus
 
     FINDINGS.mkdir(parents=True, exist_ok=True)  # libFuzzer wants it to be there
-    seeds = arguments.folder / f"seeds-{arguments.target}"
-    write_corpus(seeds, receipts=arguments.target == "receipt")
+    write_corpus(arguments.folder / f"seeds-{arguments.target}", arguments.target)
     corpus = arguments.folder / f"corpus-{arguments.target}"
     corpus.mkdir(exist_ok=True)
 
     def one(raw: bytes) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 2.0)  # the process may be paused, so hours of wall time mean nothing
         try:
-            examine(raw)
+            examine(raw, arguments.target)
         except Exception:
             print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
@@ -126,13 +114,14 @@ def batch(arguments: argparse.Namespace) -> None:
         f"-max_total_time={arguments.seconds}",
         f"-max_len={MAX_INPUT[arguments.target]}",
         "-timeout=7200",  # of wall time, for code that never comes back to Python; the target allows 1 s of CPU
+        "-report_slow_units=7200",  # likewise: else a busy machine leaves files among the findings
         "-rss_limit_mb=2048",
         f"-dict={arguments.folder / 'dictionary.txt'}",
         f"-artifact_prefix={FINDINGS}/",
         "-print_final_stats=1",
         f"-seed={arguments.seed}",
     ]
-    atheris.Setup([sys.argv[0], *flags, str(corpus), str(seeds)], one)
+    atheris.Setup([sys.argv[0], *flags, str(corpus), str(arguments.folder / f"seeds-{arguments.target}")], one)
     atheris.Fuzz()
 
 
@@ -140,8 +129,7 @@ def with_hypothesis(arguments: argparse.Namespace) -> None:
     """Random damage, without any guide but the places where things lie."""
     import hypothesis
     from fuzz_damage import damaged
-
-    examine = examiner(arguments.target)
+    from fuzz_target import examine
 
     begin, done = time.monotonic(), 0
 
@@ -153,14 +141,14 @@ def with_hypothesis(arguments: argparse.Namespace) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
     )
-    @hypothesis.given(damaged(receipts=arguments.target == "receipt"))
+    @hypothesis.given(damaged(arguments.target))
     def one(raw: bytes) -> None:
         nonlocal done
         if time.monotonic() - begin > arguments.seconds:
             return
         done += 1
         try:
-            examine(raw)
+            examine(raw, arguments.target)
         except Exception:
             print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
@@ -173,9 +161,9 @@ def main() -> None:
     """Choose the engine and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=["atheris", "batch", "hypothesis"], default="atheris")
-    parser.add_argument("--target", choices=list(MAX_INPUT), default="model", help="how far inputs are taken")
+    parser.add_argument("--target", choices=list(BATCH), default="model", help="how far inputs are taken")
     parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--seconds", type=int, default=3600)
+    parser.add_argument("--seconds", type=int, default=6 * 3600, help="of wall time, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz", help="of seeds and corpus")
     arguments = parser.parse_args()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import re
 import struct
 from pathlib import Path
 
+import fuzz_files
+import fuzz_receipt
 import gguf_bytes
 import small_models
 
 from bitnet.gguf import GGMLType, ValueType
-from fixtures.receipts.build import HERE as RECEIPTS
-from receipts.record import Case, Lane, Ledger, Receipt, Rung
-from receipts.sign import PAYLOAD_TYPE
 
 
-def seeds() -> dict[str, bytes]:
+def seeds(target: str = "model") -> dict[str, bytes]:
     """Valid files by name, smallest first."""
+    if target == "files":
+        return dict(sorted(fuzz_files.sound().items(), key=lambda item: len(item[1])))
+    if target == "receipt":
+        return fuzz_receipt.sound()
     found = {"container": gguf_bytes.small(), "empty": gguf_bytes.file()}
     for name, arguments in {
         "f16": ("llama", GGMLType.F16, 16),
@@ -38,8 +40,12 @@ def seeds() -> dict[str, bytes]:
     return found
 
 
-def dictionary() -> list[bytes]:
+def dictionary(target: str = "model") -> list[bytes]:
     """Byte strings that mean something in a file."""
+    if target == "files":
+        return _json_words()
+    if target == "receipt":
+        return fuzz_receipt.words()
     keys, tensors = small_models.parts("bitnet")
     words = [word.encode() for word in (*keys, *tensors, "split.no", "split.count", "general.alignment")]
     words += [struct.pack("<I", number) for number in (*ValueType, *GGMLType)]
@@ -48,31 +54,20 @@ def dictionary() -> list[bytes]:
     return words
 
 
-def receipt_seeds() -> dict[str, bytes]:
-    """Receipts by name: valid ones, small parts of them, an envelope, and texts that were refused once."""
-    found = {f"valid {path.stem}": path.read_bytes() for path in sorted((RECEIPTS / "valid").glob("*.json"))}
-    small = [path for path in sorted((RECEIPTS / "invalid").glob("*.json")) if path.stat().st_size < 10_000]
-    found |= {f"invalid {path.stem}": path.read_bytes() for path in small}
-    payload = base64.b64encode(b'{"subject":[{"name":"r.json"}]}').decode()
-    signature = {"keyid": "00", "sig": base64.b64encode(bytes(64)).decode()}
-    envelope = {"payloadType": PAYLOAD_TYPE, "payload": payload, "signatures": [signature]}
-    return found | {"envelope": json.dumps(envelope).encode()}
+def _json_words() -> list[bytes]:
+    """Every key and text of the JSON files, and values that mean trouble."""
+    words = {word for raw in fuzz_files.sound().values() for word in re.findall(rb'"[A-Za-z_.]{3,40}"', raw)}
+    values = (b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"18446744073709551616", b"{}", b"[]", b'""', b"\\ud800")
+    rope = ("rope_scaling", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    others = tuple(f'"{word}"'.encode() for word in (*rope, "head_dim", "attention_bias", "modules_to_not_convert"))
+    dtypes = (b'"F32"', b'"BF16"', b'"F16"', b'"I8"', b'"U8"', b'"F8_E4M3"', b'"autobitlinear"', b'"silu"', b'"llama3"')
+    return [*sorted(words), *values, *dtypes, *others]
 
 
-def receipt_dictionary() -> list[bytes]:
-    """Names of fields, and values that mean something."""
-    words = [f'"{name}"'.encode() for record in (Receipt, Lane, Rung, Case, Ledger) for name in record.__slots__]
-    words += [b'"pass"', b'"fail"', b"null", b"true", b"1e999", b"NaN", b"-0", b"18446744073709551615", b"[]", b"{}"]
-    return [*words, b"\\ud800", b"\xf0\x9f\x98\x80", b'"1.0.0"', b"9007199254740993"]
-
-
-def write_corpus(folder: Path, *, receipts: bool = False) -> None:
+def write_corpus(folder: Path, target: str = "model") -> None:
     """One file for each seed, and `dictionary.txt` beside the folder, as libFuzzer reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, raw in (receipt_seeds() if receipts else seeds()).items():
+    for name, raw in seeds(target).items():
         (folder / name.replace(" ", "-")).write_bytes(raw)
-    lines = [
-        '"' + "".join(f"\\x{byte:02x}" for byte in word) + '"'
-        for word in (receipt_dictionary() if receipts else dictionary())
-    ]
+    lines = ['"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in dictionary(target)]
     (folder.parent / "dictionary.txt").write_text("\n".join(lines) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import time
 
+import fuzz_files
+import fuzz_receipt
 import numpy as np
 
 from bitnet.architecture import read_config
@@ -23,16 +25,26 @@ class Finding(Exception):  # noqa: N818  # what a fuzzer is after
     """An input that takes too long or too much memory."""
 
 
-def examine(raw: bytes, *, container: bool = False) -> str:
-    """Take bytes as far as they go, or as a container only; returns the last stage they passed.
+#: Targets that are no GGUF, and what takes them.
+OTHERS = {"files": fuzz_files.stages, "receipt": fuzz_receipt.stages}
+TARGETS = ("container", "model", "files", "receipt")
+
+
+def examine(raw: bytes, target: str = "model") -> str:
+    """Take bytes as far as they go; returns the last stage they passed.
+
+    Args:
+        raw: The input.
+        target: `model` is a GGUF, `container` its header and layout alone, `files` any other file of a model,
+            `receipt` a receipt or an envelope of signatures.
 
     Raises:
         Finding: They took too long, or too much memory.
-        Exception: Anything but a `BitNetError` is a finding as well.
+        Exception: Anything but the package's own error is a finding as well.
     """
     start, peak = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with np.errstate(all="ignore"):  # warnings are for people, and these numbers are noise
-        stage = _stages(raw, container=container)
+        stage = OTHERS[target](raw) if target in OTHERS else _stages(raw, container=target == "container")
     seconds = time.thread_time() - start
     if seconds > MAX_SECONDS:
         raise Finding(f"{seconds:.2f} s, at stage {stage}")

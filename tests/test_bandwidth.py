@@ -1,11 +1,18 @@
-"""Memory is read, and faster than a disk."""
+"""Reading memory: everything is read, and the rate is a rate."""
 
-from __future__ import annotations
+import numpy as np
+import pytest
 
-from crossval import bandwidth
+from bitnet.kernels import bandwidth
 
 
-def test_it_is_a_rate_of_memory(monkeypatch):
-    monkeypatch.setattr(bandwidth, "BYTES", 2**22)
-    for threads in (1, 2):
-        assert 1e8 < bandwidth.read_bandwidth(threads) < 1e13
+@pytest.mark.parametrize("ahead", [0, 4096])
+def test_every_word_is_read_once(ahead):
+    words = np.arange(64 * 30, dtype=np.float32)
+    out = np.empty(1, np.float32)
+    bandwidth.read(words, words.view(np.uint8), 64, 64 * 29, ahead, out)
+    assert out[0] == words[64 : 64 * 29].sum()
+
+
+def test_a_rate_that_this_machine_may_have():
+    assert 1e8 < bandwidth.measure(2, trials=1, size=1 << 24) < 1e13

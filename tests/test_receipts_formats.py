@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -33,13 +33,13 @@ def test_every_form_of_every_report(form, report):
 
 
 def test_junit_counts():
-    suites = ElementTree.fromstring(junit(BAD))
+    suites = ET.fromstring(junit(BAD))
     assert int(suites.get("failures")) == len(BAD.failures)
     [failure] = suites.findall(".//testcase/failure")
     assert failure.get("type") == "ledger.rows"
     assert "ledger[0].entries" in failure.text
-    assert int(ElementTree.fromstring(junit(BROKEN)).get("skipped")) > 10
-    assert int(ElementTree.fromstring(junit(GOOD)).get("tests")) == len(GOOD.checks)
+    assert int(ET.fromstring(junit(BROKEN)).get("skipped")) > 10
+    assert int(ET.fromstring(junit(GOOD)).get("tests")) == len(GOOD.checks)
 
 
 def test_annotations_are_one_line_each():
@@ -77,7 +77,7 @@ def test_verdicts():
 def test_no_text_breaks_out(text):
     check = Check(level="gate", name=f"gate.{text}", outcome="fail", path=text, message=text)
     report = Report(file=text, checks=(check,), receipt=None, policy=text)
-    assert len(ElementTree.fromstring(junit(report)).findall(".//testcase")) == 1
+    assert len(ET.fromstring(junit(report)).findall(".//testcase")) == 1
     commands = workflow_commands(report).rstrip("\n").split("\n")
     assert len(commands) == 2
     assert all(command.startswith("::error ") for command in commands)

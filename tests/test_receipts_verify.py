@@ -81,6 +81,7 @@ def test_all_findings_are_reported(tmp_path):
         "cases.ids",
         "performance.rate",
         "lanes.outcome",
+        "determinism.cases",
     }
 
 
