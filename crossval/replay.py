@@ -74,7 +74,24 @@ class Replay:
                 parts.append(np.asarray(variant.operation(key, fed, self.ids[start:stop], start), np.float32))
         return np.concatenate(parts)
 
-    def decades(found: Float32, engine: Float32) -> float:
+    def decades(self, key: TapKey, value: Float32) -> float:
+        """How many decades above float32 noise a value is from the engine's; 0 within the locked envelope."""
+        return decades(value, self.outputs[key])
+
+    def touched(self, taps: frozenset[str], variant: Oracle) -> Iterator[TapKey]:
+        """Captured operations that a change of some taps can move, directly or through inputs that were not shown."""
+        moved: set[TapKey] = set()
+        for key in tap_order(self.oracle.hyper.n_layer):
+            if key[0] in variant.absent:
+                continue
+            through = any(s in moved and s not in self.inputs for s in variant.inputs(key))
+            if key[0] in taps or through:
+                moved.add(key)
+                if key in self.outputs:
+                    yield key
+
+
+def decades(found: Float32, engine: Float32) -> float:
     """Mean over tokens of log10(relative root mean square difference / noise floor); 0 within the locked envelope.
 
     Token by token, so that one flipped rounding does not hide that all other tokens are reproduced. Elements that
