@@ -22,8 +22,8 @@ from reference.semantics import Semantics, WeightChange
 
 #: A measured number, and one tensor in particular, must explain this much more than a written one, in decades.
 COST_NUMBER, COST_TENSOR, COST_ROWS = 0.05, 0.1, 0.5
-#: Measured numbers this near to a round one are the round one (float32 noise in a fit is far below).
-_NEAR = 2e-3
+#: Measured numbers this near to a round one are the round one: factors are measured to 1e-6, angles less well.
+_NEAR, _NEAR_ANGLE = 2e-5, 2e-3
 #: Wrong projections whose tensors are each tried against others; more share a cause.
 _MOST_TENSORS = 8
 
@@ -55,14 +55,14 @@ def _measured(name: str, value: float, shown: str) -> Iterator[Hypothesis]:
         yield hypothesis(BY_NAME[name], value, name=shown, cost=COST_NUMBER)
 
 
-def rounded(value: float) -> float:
+def rounded(value: float, near: float = _NEAR) -> float:
     """The round number next to a measured one, if it is near enough."""
     if not np.isfinite(value) or value == 0.0:
         return value
     for digits in (1, 2, 3):
-        near = float(f"{value:.{digits - 1}e}")
-        if abs(near / value - 1.0) < _NEAR:
-            return near
+        round_one = float(f"{value:.{digits - 1}e}")
+        if abs(round_one / value - 1.0) < near:
+            return round_one
     return value
 
 
@@ -149,8 +149,8 @@ def _epsilon(replay: Replay, base: Oracle, wrong: Sequence[TapKey]) -> Iterator[
         quietest = int(mean.argmin())  # where epsilon weighs most
         own = float(base.hyper.rms_eps)
         eps = float((mean[quietest] + own) / ratio[quietest] ** 2 - mean[quietest])
-        for value in dict.fromkeys((rounded(eps), _power_of_ten(eps), 0.0)):
-            if 0.0 <= value < 1e6:
+        for value in dict.fromkeys((_power_of_ten(eps), rounded(eps), 0.0)):
+            if 0.0 <= value < 1e6:  # the first of equals is kept, and people write powers of ten
                 yield from _measured("rms_eps", value, f"rms_eps={value:.4g}")
 
 
@@ -181,13 +181,13 @@ def _rotary(replay: Replay, base: Oracle, wrong: Sequence[TapKey]) -> Iterator[H
     offset = int(np.rint(np.median(turned[0, :2] / np.where(speed[:2] == 0, 1, speed[:2]))))
     if offset:
         yield from _measured("position_offset", offset, f"position_offset={offset}")
-    stretch = float(np.median(speed / own))
+    stretch = rounded(float(np.median(speed / own)), _NEAR_ANGLE)
     if stretch > 0.0 and abs(stretch - 1.0) > 1e-4:
-        yield from _measured("rope_position_factor", rounded(stretch), f"rope_position_factor={rounded(stretch):.4g}")
+        yield from _measured("rope_position_factor", stretch, f"rope_position_factor={stretch:.4g}")
     usable = (speed[1:] > 1e-3) & (np.arange(1, d // 2) < d // 4)
     if usable.any():
         i = np.arange(1, d // 2)[usable]
-        theta = rounded(float(np.exp(np.median(-np.log(speed[1:][usable]) * d / (2.0 * i)))))
+        theta = rounded(float(np.exp(np.median(-np.log(speed[1:][usable]) * d / (2.0 * i)))), _NEAR_ANGLE)
         written = base.hyper.rope_theta / base.semantics.rope_theta_factor
         yield from _measured("rope_theta_factor", theta / written, f"rope_theta={theta:.4g}")
 

@@ -17,6 +17,7 @@ from reference.activations import ACTIVATIONS
 from reference.contract import PROJECTIONS as TENSORS
 from reference.decode import Matrix
 from reference.oracle import Oracle
+from reference.rounding import float_type
 from reference.semantics import WeightChange
 
 #: Pieces of the columns that a product is summed in.
@@ -57,19 +58,19 @@ class Mutant(Oracle):
 
     def _attend(self, q: Float64, k: Float64, v: Float64, start: int) -> Float64:
         kinds = self.numerics["query"], self._when_single(self.numerics["probs"], len(q))
-        q32, k32 = _rounded(q, kinds[0]), k.astype(np.float32)
-        p = _rounded(self.attention_probabilities(q32, k32, start), kinds[1])  # type: ignore[arg-type]  # narrower on purpose
+        q32: Any = _rounded(q, kinds[0])
+        k32: Any = k.astype(np.float32)
+        p = _rounded(self.attention_probabilities(q32, k32, start), kinds[1])
         out = p @ self._per_query_head(v).astype(np.float32)
         return out.transpose(1, 0, 2).reshape(len(q), -1).astype(np.float64)
 
     def _activate(self, gate: Float64) -> Float64:
-        act: Any = ACTIVATIONS[self.hyper.activation](gate.astype(np.float32))  # type: ignore[arg-type]  # narrower on purpose
+        single: Any = gate.astype(np.float32)
+        act: Any = ACTIVATIONS[self.hyper.activation](single)
         return np.asarray(act, np.float32).astype(np.float64)
 
 
 def _rounded(x: Any, kind: str) -> Float32:  # noqa: ANN401  # of either width
-    from reference.rounding import float_type
-
     return float_type(np.asarray(x), kind)
 
 
