@@ -1,4 +1,4 @@
-"""The figures of a drift study: rates with Wilson intervals, judged against what is promised; as JSON and as a table."""
+"""The figures of a drift study: rates with Wilson intervals against what is promised, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Rate:
 
     @property
     def rate(self) -> float:
-        """k / n; 0 of nothing."""
+        """The share; 0 of nothing."""
         return self.k / self.n if self.n else 0.0
 
     @property
@@ -71,7 +71,8 @@ def wilson(k: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     p, z2 = k / n, _Z * _Z
     middle, width = p + z2 / (2 * n), _Z * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (middle - width) / (1 + z2 / n)), min(1.0, (middle + width) / (1 + z2 / n))
+    low, high = (middle - width) / (1 + z2 / n), (middle + width) / (1 + z2 / n)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # p is inside, whatever the last bit says
 
 
 def rates(trials: Sequence[Trial]) -> list[Rate]:
