@@ -7,11 +7,15 @@ are held at a time, so that a model of billions of weights is walked through in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from bitnet.gguf import GGUF
 from reference.decode import Matrix, decode
 from reference.semantics import Semantics
+
+#: How many readings' worth of tensors are held; a search for causes tries dozens.
+_READINGS = 3
 
 
 class Matrices(Mapping[str, Matrix]):
@@ -47,6 +51,8 @@ class Matrices(Mapping[str, Matrix]):
         if key not in self._cache:
             self._make_room(name)
             self._cache[key] = decode(self._gguf, name, self._semantics, wide=self._wide)
+            while len(self._cache) > _READINGS * len(self._names):  # the first reading stays, the oldest of others goes
+                del self._cache[next(islice(self._cache, len(self._names), None))]
         return self._cache[key]
 
     def __iter__(self) -> Iterator[str]:
