@@ -210,14 +210,14 @@ class TensorData:
 
     Attributes:
         shape: Slowest dimension first.
-        data: Its bytes in the file's layout, or a function that makes them when their turn comes, so that
-            a conversion holds one tensor at a time.
+        data: Its bytes in the file's layout, or a function that makes them when their turn comes, whole or in
+            pieces, so that a conversion holds one tensor at a time, or less.
     """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLType
-    data: NDArray[Any] | bytes | Callable[[], NDArray[Any] | bytes]
+    data: NDArray[Any] | bytes | Callable[[], NDArray[Any] | bytes | Iterable[NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

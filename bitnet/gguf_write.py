@@ -59,7 +59,7 @@ def write(
             file.write(header)
             _pad(file, alignment)
             for tensor in tensors:
-                file.write(_data(tensor))
+                _write_data(file, tensor)
                 _pad(file, alignment)
             file.flush()
             os.fsync(file.fileno())
@@ -193,18 +193,20 @@ def _elements(value: Any, key: str) -> tuple[ValueType, Any]:  # noqa: ANN401  #
     return first, value
 
 
-def _data(tensor: TensorData) -> memoryview:
+def _write_data(file: BinaryIO, tensor: TensorData) -> None:
     """The bytes of a tensor, without copying where the array allows."""
     data = tensor.data() if callable(tensor.data) else tensor.data
-    array = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray | memoryview) else data
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
+    written = 0
+    for piece in (data,) if isinstance(data, np.ndarray | bytes | bytearray | memoryview) else data:
+        array = piece if isinstance(piece, np.ndarray) else np.frombuffer(piece, np.uint8)
+        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
+        written += file.write(array.view(np.uint8).data)
     due = tensor_bytes(tensor.type, tensor.shape)
-    if array.nbytes != due:
+    if written != due:
         raise UsageError(
-            f"has {array.nbytes} bytes of data; {tensor.type.name} of shape {list(tensor.shape)} takes {due}",
+            f"has {written} bytes of data; {tensor.type.name} of shape {list(tensor.shape)} takes {due}",
             where=f"tensor {tensor.name}",
         )
-    return array.view(np.uint8).data
 
 
 def _pad(file: BinaryIO, alignment: int) -> None:

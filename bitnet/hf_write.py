@@ -1,25 +1,33 @@
 """A model written as a Hugging Face checkpoint that transformers itself loads.
 
-Ternary matrices are packed uint8 with a float32 `weight_scale` that multiplies (linear class AutoBitLinear, offline),
-the one convention that keeps the scale of a GGUF to the bit: BitLinear stores its reciprocal. Everything else becomes
-float32: transformers keeps the types of a quantised checkpoint, so half-precision embeddings beside float32 scales
-would make it compute in a mixture, or not at all.
+Three forms of the ternary matrices:
+
+- `autobitlinear`: packed uint8 with a float32 `weight_scale` that multiplies. The one that keeps the scale of a GGUF to
+  the bit, always.
+- `bitlinear`: packed, with a `weight_scale` that divides, for what reads no other. Not every float32 is the reciprocal
+  of another: where it is not, the scale moves by one unit in the last place, and that is said.
+- `bf16`: trit × scale as bfloat16 without a quantization_config, for what makes them ternary itself; the scale is
+  rounded to 8 bits.
+
+Everything else becomes float32: transformers keeps the types of a quantised checkpoint, so half-precision embeddings
+beside float32 scales would make it compute in a mixture, or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.architecture import read_config
-from bitnet.codecs import CODECS
+from bitnet.codecs import CODECS, Codec
+from bitnet.codecs.floats import BF16
 from bitnet.config import ModelConfig
 from bitnet.errors import TokenizerError, UsageError
 from bitnet.formats import read_formats
@@ -27,12 +35,12 @@ from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import EMBEDDING, HEAD, NORMS, OUTPUT_NORM, PROJECTIONS, Checkpoint, interleaved_order
 from bitnet.hf_tokenizer import write_tokenizer
 from bitnet.hf_weights import ROWS_OF_A_CODE
-from bitnet.master_weights import Rows, Trits, as_float32
+from bitnet.master_weights import Float32, Rows, Trits
+from bitnet.parts import MatrixSource, Part, RowReader, matrix_of, retyped, row_blocks, row_reader
 from bitnet.safetensors_file import SINGLE, TensorToWrite, write
-from bitnet.transcode import MatrixSource, Part, matrix_of
 
-_PIECE = 1 << 22  # elements written at a time
-_ELEMENT = {GGMLType.F32: np.float32, GGMLType.F16: np.float16, GGMLType.BF16: np.uint16}
+#: How ternary matrices are stored.
+Form = Literal["autobitlinear", "bitlinear", "bf16"]
 #: What goes along from one checkpoint to another as it is.
 _COMPANIONS = (
     "tokenizer.json",
@@ -49,8 +57,12 @@ _CARRIED = ("rope_parameters", "rope_scaling", "rope_theta", "bos_token_id", "eo
 Pair = tuple[Part, TensorToWrite]
 
 
-def plan(source: GGUF) -> list[Pair]:
+def plan(source: GGUF, form: Form = "autobitlinear") -> list[Pair]:
     """Every tensor of the checkpoint: what it must hold, by its GGUF name, and how it is written.
+
+    Args:
+        source: An open model.
+        form: Of its ternary matrices.
 
     Raises:
         UsageError: transformers has no such graph, or a tensor is of a type that a checkpoint does not hold.
@@ -60,26 +72,33 @@ def plan(source: GGUF) -> list[Pair]:
         raise UsageError(f"transformers' BitNet needs heads as wide as n_embd: {config.n_q} is not {config.n_embd}")
     if "rope_freqs.weight" in source.tensors and not isinstance(source, Checkpoint):
         raise UsageError("rope_freqs.weight cannot be told in a config.json", where=source.path)
-    parts = [_float(source, "token_embd.weight", EMBEDDING)]
-    matrices = _matrices(source, config)
+    table = read_formats(source).codecs
+
+    def floats(name: str, hf: str, order: Rows | None = None) -> Pair:
+        return _float(source, name, hf, table, order)
+
+    parts = [floats("token_embd.weight", EMBEDDING)]
+    matrices = _matrices(source, config, table)
     for il in range(config.n_layer):
         for name, hf in NORMS.items():
             if config.sub_norms or "sub" not in name:
-                parts.append(_float(source, f"blk.{il}.{name}.weight", f"model.layers.{il}.{hf[0]}"))
+                parts.append(floats(f"blk.{il}.{name}.weight", f"model.layers.{il}.{hf[0]}"))
         for name, hf_name in PROJECTIONS.items():
             order = _half_split(config, name)
             full, base = f"blk.{il}.{name}.weight", f"model.layers.{il}.{hf_name}"
             if full in matrices:
-                parts += _packed(matrices[full], base, order)
+                parts += (
+                    _bf16(matrices[full], base, order) if form == "bf16" else _packed(matrices[full], base, order, form)
+                )
             else:
-                parts.append(_float(source, full, base, order))
-    parts.append(_float(source, "output_norm.weight", OUTPUT_NORM))
+                parts.append(floats(full, base, order))
+    parts.append(floats("output_norm.weight", OUTPUT_NORM))
     if not config.tied_head:
-        parts.append(_float(source, "output.weight", HEAD))
+        parts.append(floats("output.weight", HEAD))
     return parts
 
 
-def write_checkpoint(source: GGUF, folder: Path, parts: list[Pair]) -> tuple[str, ...]:
+def write_checkpoint(source: GGUF, folder: Path, parts: list[Pair], form: Form = "autobitlinear") -> tuple[str, ...]:
     """Write a checkpoint into a new folder.
 
     Returns:
@@ -100,13 +119,15 @@ def write_checkpoint(source: GGUF, folder: Path, parts: list[Pair]) -> tuple[str
             write_tokenizer(source, folder)
         except TokenizerError as error:
             notices.append(f"no tokenizer is written: {error.what}")
-    packed = any(tensor.dtype == "U8" for _, tensor in parts)
-    text = json.dumps(_config(source, packed=packed), indent=2, sort_keys=True)
+    if form == "bf16":
+        notices.append("transformers runs these weights as floats, without BitNet's int8 activations")
+    linear_class = form if any(tensor.dtype == "U8" for _, tensor in parts) else None
+    text = json.dumps(_config(source, linear_class), indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     return tuple(notices)
 
 
-def _config(source: GGUF, *, packed: bool) -> dict[str, Any]:
+def _config(source: GGUF, linear_class: Form | None) -> dict[str, Any]:
     c, _ = read_config(source)
     family = "BitNet" if c.sub_norms else "Llama"
     theta = _shortest(c.rope_theta)
@@ -129,10 +150,10 @@ def _config(source: GGUF, *, packed: bool) -> dict[str, Any]:
         "tie_word_embeddings": c.tied_head,
         "vocab_size": c.n_vocab,
     }
-    if packed:
+    if linear_class:
         values["quantization_config"] = {
             "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
+            "linear_class": linear_class,
             "quantization_mode": "offline",
         }
     if isinstance(source, Checkpoint):
@@ -152,9 +173,8 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _matrices(source: GGUF, config: ModelConfig) -> dict[str, MatrixSource]:
+def _matrices(source: GGUF, config: ModelConfig, table: Mapping[GGMLType, Codec]) -> dict[str, MatrixSource]:
     """The projections to pack; none for a Llama whose weights are ordinary floats."""
-    table = read_formats(source).codecs
     found = {name: m for name in source.tensors if (m := matrix_of(source, name, table)) is not None}
     if not config.sub_norms and not any(matrix.exact for matrix in found.values()):
         return {}
@@ -169,57 +189,82 @@ def _half_split(config: ModelConfig, name: str) -> Rows | None:
     return np.argsort(interleaved_order(heads[name], config.head_dim))
 
 
-def _float(source: GGUF, name: str, hf: str, order: Rows | None = None) -> Pair:
+def _float(source: GGUF, name: str, hf: str, table: Mapping[GGMLType, Codec], order: Rows | None = None) -> Pair:
     """A tensor of floats, as float32."""
     info = source.tensors.get(name)
-    if info is None or info.type not in _ELEMENT:
+    if info is None or info.type not in table or table[info.type].ternary:
         kind = "missing" if info is None else info.type.name
-        raise UsageError(f"{name} is {kind}; a checkpoint is made of F32, F16 or BF16", where=source.path)
+        raise UsageError(f"{name} is {kind}; a checkpoint is made of floats", where=source.path)
     if f"{name.removesuffix('.weight')}.scale" in source.tensors:
         raise UsageError(f"{name} has a .scale beside it, which a checkpoint of floats cannot hold", where=source.path)
-    shape, element = info.shape, _ELEMENT[info.type]
+    part = retyped(source, info, GGMLType.F32, table)
+    read = row_reader(source, info, table)
 
-    def stored() -> NDArray[Any]:
-        return source.raw(name).view(element).reshape(shape)
+    def reordered() -> Iterator[Float32]:
+        assert order is not None
+        yield read()(slice(0, info.shape[0]))[order]
 
-    def pieces() -> Iterator[NDArray[Any]]:
-        values = stored()
-        step = max(1, _PIECE // math.prod(shape[1:]))
-        for begin in range(0, shape[0], step):
-            rows = slice(begin, begin + step)
-            yield as_float32(values[rows] if order is None else values[order[rows]])
-            source.release()
-
-    def expected() -> Callable[[slice], NDArray[np.float32]]:
-        values = stored()
-        return lambda rows: as_float32(values[rows])
-
-    part = Part(
-        name=name, shape=shape, type=GGMLType.F32, source=name, make=lambda: as_float32(stored()), expected=expected
-    )
-    return part, TensorToWrite(name=f"{hf}.weight", dtype="F32", shape=shape, data=pieces)
+    pieces = part.pieces if order is None else reordered
+    return part, TensorToWrite(name=f"{hf}.weight", dtype="F32", shape=info.shape, data=pieces)
 
 
-def _packed(matrix: MatrixSource, hf: str, order: Rows | None) -> Iterator[Pair]:
+def _packed(matrix: MatrixSource, hf: str, order: Rows | None, form: Form) -> Iterator[Pair]:
     n_row, n_col = matrix.info.shape
     if n_row % ROWS_OF_A_CODE:
         raise UsageError(f"{matrix.info.name} has {n_row} rows, which are not a multiple of {ROWS_OF_A_CODE}")
 
-    def make() -> Iterator[NDArray[np.uint8]]:
+    def pieces() -> Iterator[NDArray[np.uint8]]:
         trits = matrix.read()[1](slice(0, n_row))
         yield _pack(trits if order is None else trits[order])
 
+    def scale() -> Iterator[Float32]:
+        value = matrix.scale()
+        if not value > 0:
+            raise UsageError(f"{matrix.info.name} has the scale {value:g}; a checkpoint holds positive ones")
+        yield np.array([value if form == "autobitlinear" else divisor(value)], "<f4")
+
     part = matrix.part(CODECS[GGMLType.I2_S])
-    yield (
-        part,
-        TensorToWrite(name=f"{hf}.weight", dtype="U8", shape=(n_row // ROWS_OF_A_CODE, n_col), data=make),
-    )
-    yield (
-        part,
-        TensorToWrite(
-            name=f"{hf}.weight_scale", dtype="F32", shape=(1,), data=lambda: iter((np.array([matrix.scale()], "<f4"),))
-        ),
-    )
+    if form == "bitlinear":
+        part = _rescaled(part, matrix, lambda scale: np.float32(1) / divisor(scale))
+    shape = (n_row // ROWS_OF_A_CODE, n_col)
+    yield part, TensorToWrite(name=f"{hf}.weight", dtype="U8", shape=shape, data=pieces)
+    yield part, TensorToWrite(name=f"{hf}.weight_scale", dtype="F32", shape=(1,), data=scale)
+
+
+def divisor(scale: np.float32) -> np.float32:
+    """The float32 whose reciprocal is nearest to a scale: its own rounded reciprocal, or a neighbour of that."""
+    near = np.float32(1) / scale
+    candidates = np.array([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))], np.float32)
+    return np.float32(candidates[np.abs(np.float32(1) / candidates - scale).argmin()])
+
+
+def _bf16(matrix: MatrixSource, hf: str, order: Rows | None) -> Iterator[Pair]:
+    """Trit × scale, in bfloat16."""
+    shape = matrix.info.shape
+
+    def rounded(scale: np.float32) -> np.float32:
+        return np.float32(BF16.decode(BF16.encode(np.array([[scale]], np.float32)), (1, 1))[0, 0])
+
+    def pieces() -> Iterator[NDArray[np.uint8]]:
+        scale, trits, _ = matrix.read()
+        if order is None:
+            for rows in row_blocks(shape):
+                yield BF16.encode(trits(rows).astype(np.float32) * scale)
+        else:
+            yield BF16.encode(trits(slice(0, shape[0]))[order].astype(np.float32) * scale)
+
+    part = _rescaled(matrix.part(CODECS[GGMLType.I2_S]), matrix, rounded)
+    yield part, TensorToWrite(name=f"{hf}.weight", dtype="BF16", shape=shape, data=pieces)
+
+
+def _rescaled(part: Part, matrix: MatrixSource, change: Callable[[np.float32], np.float32]) -> Part:
+    """A part whose scale cannot be stored as it is."""
+
+    def expected() -> RowReader:
+        scale, trits, _ = matrix.read()
+        return lambda rows: trits(rows).astype(np.float32) * change(scale)
+
+    return replace(part, expected=expected, original=part.expected)
 
 
 def _pack(trits: Trits) -> NDArray[np.uint8]:

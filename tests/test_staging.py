@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,32 @@ def test_what_a_killed_process_left_is_swept_and_what_a_living_one_makes_is_not(
     with staged(tmp_path / "a[1]") as made:
         made.write_text("x")
     assert names(tmp_path) == sorted([alive.name, other.name, "a[1]"])
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = tmp_path / f".m.{int(gone.stdout)}.partial"
+    (left / "replaced").mkdir(parents=True)
+    (left / "replaced" / "config.json").write_text("old")
+    with pytest.raises(UsageError, match="exists already"), staged(tmp_path / "m"):
+        pass
+    assert names(tmp_path) == ["m"]
+    assert (tmp_path / "m" / "config.json").read_text() == "old"
+
+
+def test_a_name_that_cannot_be_taken_leaves_what_was_there(tmp_path, monkeypatch):
+    old = tmp_path / "m"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    replace = Path.replace
+
+    def failing(self, target):
+        if Path(target) == old and self.name == "m":
+            raise PermissionError(13, "Permission denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(UsageError, match="cannot be replaced"), staged(old, force=True) as made:
+        made.mkdir()
+    assert names(tmp_path) == ["m"]
+    assert names(old) == ["config.json"]

@@ -10,7 +10,6 @@ import pytest
 from model_edits import edited, with_tail_scale
 
 import bitnet
-from bitnet import transcode as transcoding
 from bitnet.codecs import CODECS, Ternary, Tile
 from bitnet.config import Numerics
 from bitnet.errors import GGUFError, UsageError
@@ -221,7 +220,7 @@ def test_a_fault_on_the_way_leaves_the_old_file(tmp_path, monkeypatch):
             raise ZeroDivisionError
         return Ternary(**fields)
 
-    monkeypatch.setattr(transcoding, "Ternary", failing)
+    monkeypatch.setattr("bitnet.parts.Ternary", failing)
     with pytest.raises(ZeroDivisionError):
         transcode(read(SOURCE), target, TQ2_0)
     assert len(calls) == 3

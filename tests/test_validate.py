@@ -18,7 +18,7 @@ from bitnet.gguf import GGMLType, from_bytes
 from bitnet.validate import BALANCE_FROM, Finding, WeightReport, validate_weights, verify
 
 FIXTURES = [*(ROOT / "fixtures" / "models").glob("*.gguf"), *(ROOT / "fixtures" / "goldens").glob("*.gguf")]
-SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "verify-1.schema.json").read_text()))
+SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "model-verify-1.schema.json").read_text()))
 #: Faults of the tokenizer and of its template that only show when something is encoded or rendered.
 RENDERED = {"template without end", "template into the interpreter", "template that makes too much"}
 
@@ -52,6 +52,13 @@ def test_a_loaded_model_reports_the_same():
     assert loaded.matrices == verify(path).matrices
     assert loaded.norms == verify(path).norms
     assert loaded.ok
+    SCHEMA.validate(loaded.to_dict())
+
+
+def test_a_loaded_model_is_examined_as_it_was_read(monkeypatch):
+    loaded = bitnet.load(FIXTURES[0], device="plain")
+    monkeypatch.setattr("bitnet.validate.read_formats", None)  # not found out again
+    assert loaded.validate_weights().ok
 
 
 @pytest.mark.parametrize("name", [name for name in (*CONTAINER, *MODELS) if name not in RENDERED])
@@ -140,7 +147,7 @@ def test_a_scale_far_from_those_of_the_other_layers_is_a_warning():
         path = edited(source, Path(folder) / "m.gguf", tensors={name: with_tail_scale(1 / scale)})
         warning = only(verify(path), "warning")
     assert warning.subject == name
-    assert "the median of ffn_up.weight is" in warning.what
+    assert "the median of ffn_up is" in warning.what
 
 
 def test_floats_that_are_not_ternary_are_noted(tmp_path):

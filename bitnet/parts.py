@@ -1,0 +1,255 @@
+"""Tensors of a model to be written: where each comes from, how its bytes are made, and what they must decode to.
+
+A part never holds weights. Its bytes come in pieces of some megabytes, made anew whenever they are asked for, and the
+pages they were read from are let go after each: an embedding of two gigabytes is converted in a few hundred megabytes.
+Ternary matrices alone are made whole, because their packed layouts interleave rows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.codecs import CODECS, Codec, Ternary
+from bitnet.errors import ModelFileError, UsageError
+from bitnet.gguf import GGUF, GGMLType, TensorData, TensorInfo
+from bitnet.master_weights import Float32, Trits, ternarise
+
+#: Types whose scale is a tensor of its own: they cannot hold a float32 inside.
+SCALE_BESIDE = (GGMLType.F16, GGMLType.TQ1_0, GGMLType.TQ2_0)
+FLOATS: dict[GGMLType, type[np.generic]] = {
+    GGMLType.F32: np.float32,
+    GGMLType.F16: np.float16,
+    GGMLType.BF16: np.uint16,
+}
+_PROJECTION = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|ffn_(gate|up|down))\.weight")
+MADE_TERNARY = "made ternary by mean|w|"
+PIECE = 1 << 22  # weights made, written or compared at a time
+
+#: The weights of some rows, [rows, n_col] f32.
+RowReader = Callable[[slice], Float32]
+Pieces = Iterable[NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A tensor of the target.
+
+    Attributes:
+        source: The tensor it comes from.
+        pieces: Its bytes, made anew at every call.
+        expected: The weights of some of its rows, from the source; None where the bytes are copied.
+        original: The weights before they were rounded to `type`; None where nothing is rounded.
+        lost: What the conversion changes beside that, or "".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLType
+    source: str
+    pieces: Callable[[], Pieces]
+    expected: Callable[[], RowReader] | None = None
+    original: Callable[[], RowReader] | None = None
+    lost: str = ""
+
+    def data(self) -> TensorData:
+        """For the writer."""
+        return TensorData(name=self.name, shape=self.shape, type=self.type, data=self.pieces)
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a matrix, `PIECE` weights at a time; a vector is one row."""
+    n_row, n_col = math.prod(shape[:-1]), shape[-1]
+    step = max(1, PIECE // n_col)
+    return (slice(begin, min(begin + step, n_row)) for begin in range(0, n_row, step))
+
+
+def copy(source: GGUF, name: str) -> Part:
+    """A tensor as it is, byte by byte."""
+    info = source.tensors[name]
+
+    def pieces() -> Iterator[NDArray[np.uint8]]:
+        raw = source.raw(name)
+        for begin in range(0, len(raw), PIECE):
+            yield raw[begin : begin + PIECE]
+            source.release()
+
+    return Part(name=name, shape=info.shape, type=info.type, source=name, pieces=pieces)
+
+
+def retyped(source: GGUF, info: TensorInfo, to: GGMLType, table: Mapping[GGMLType, Codec] = CODECS) -> Part:
+    """A float tensor in another type, rounded where that holds less.
+
+    Raises:
+        UsageError: Its type is not one that can be read, or its rows do not suit `to`.
+    """
+    if info.type not in table:
+        raise UsageError(f"{info.name} is {info.type.name}, which cannot be made {to.name}", where=source.path)
+    encode, decode = CODECS[to].encode, CODECS[to].decode
+    original = row_reader(source, info, table)
+
+    def pieces() -> Iterator[NDArray[np.uint8]]:
+        read = original()
+        for rows in row_blocks(info.shape):
+            yield encode(read(rows))
+            source.release()
+
+    def expected() -> RowReader:
+        read = original()
+
+        def rounded(rows: slice) -> Float32:
+            weights = read(rows)
+            return decode(encode(weights), weights.shape)
+
+        return rounded
+
+    return Part(
+        name=info.name,
+        shape=info.shape,
+        type=to,
+        source=info.name,
+        pieces=pieces,
+        expected=expected,
+        original=None if to == GGMLType.F32 else original,
+    )
+
+
+def row_reader(source: GGUF, info: TensorInfo, table: Mapping[GGMLType, Codec] = CODECS) -> Callable[[], RowReader]:
+    """Opens a tensor whose rows lie one after the other in whole blocks, as all but the ternary types do."""
+
+    def read() -> RowReader:
+        raw, decode = source.raw(info.name), table[info.type].decode
+        row_bytes = info.n_bytes // math.prod(info.shape[:-1])
+        return lambda rows: decode(
+            raw[rows.start * row_bytes : rows.stop * row_bytes], (rows.stop - rows.start, info.shape[-1])
+        )
+
+    return read
+
+
+def matrix_of(source: GGUF, name: str, table: Mapping[GGMLType, Codec] = CODECS) -> MatrixSource | None:
+    """A tensor as a ternary matrix, if it is one or can be made one; `table` says how formats are read."""
+    info = source.tensors[name]
+    codec = table.get(info.type)
+    if codec is not None and codec.unpack is not None:
+        return MatrixSource(source=source, info=info, unpack=codec.unpack)
+    if _PROJECTION.fullmatch(name) and info.type in FLOATS:
+        return MatrixSource(source=source, info=info, floats=FLOATS[info.type])
+    return None
+
+
+@dataclass(slots=True, kw_only=True)
+class MatrixSource:
+    """A ternary matrix of the source; it keeps its scale, never its weights.
+
+    Attributes:
+        unpack: The codec's, where the type is a ternary one.
+        floats: How its elements are stored where the file holds floats.
+        exact: Whether those floats are ternary already.
+    """
+
+    source: GGUF
+    info: TensorInfo
+    unpack: Callable[[NDArray[np.uint8], tuple[int, ...], slice | None], Ternary] | None = None
+    floats: type[np.generic] | None = None
+    exact: bool = field(init=False, default=True)
+    _scale: np.float32 | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.floats is not None:
+            self.exact = self.read()[2]
+            self.source.release()
+
+    @property
+    def beside(self) -> str:
+        """Name of the tensor that holds its scale, if there is one."""
+        return self.info.name.removesuffix(".weight") + ".scale"
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the source has that tensor."""
+        return self.beside in self.source.tensors
+
+    def scale(self) -> np.float32:
+        """What a trit is multiplied by, all told. Raises `UsageError` where blocks differ, or it is not finite."""
+        if self._scale is None:
+            self.read()
+        assert self._scale is not None
+        return self._scale
+
+    def part(self, codec: Codec) -> Part:
+        """The tensor of the target that holds its trits."""
+
+        def pieces() -> Iterator[NDArray[np.uint8]]:
+            scale, trits, _ = self.read()
+            inside = 1.0 if codec.type in SCALE_BESIDE else float(scale)
+            yield codec.encode(Ternary(trits=trits(slice(0, self.info.shape[0])), scale=inside))
+
+        def expected() -> RowReader:
+            scale, trits, _ = self.read()
+            return lambda rows: trits(rows).astype(np.float32) * scale
+
+        return Part(
+            name=self.info.name,
+            shape=self.info.shape,
+            type=codec.type,
+            source=self.info.name,
+            pieces=pieces,
+            expected=expected,
+            lost="" if self.exact else MADE_TERNARY,
+        )
+
+    def read(self) -> tuple[np.float32, Callable[[slice], Trits], bool]:
+        """Scale, trits of given rows, and whether they are exact; read anew, and let go with what is returned.
+
+        Raises:
+            ModelFileError: A weight is NaN or infinite.
+            UsageError: Blocks have scales that differ, or a scale is not finite.
+        """
+        raw = self.source.raw(self.info.name)
+        if self.unpack is not None:
+            scale, trits, exact = (*self._unpacked(raw), True)
+        else:
+            assert self.floats is not None
+            found = ternarise(raw.view(self.floats).reshape(self.info.shape))
+            if found is None:
+                raise ModelFileError(f"tensor {self.info.name} holds NaN or infinity", where=self.source.path)
+            scale, trits, exact = found.scale, found.trits, found.exact
+        if self.has_scale:
+            with np.errstate(over="ignore"):
+                scale = np.float32(scale * _number(self.source, self.beside))
+        if not np.isfinite(scale):
+            raise UsageError(f"{self.info.name} has a scale that is not finite", where=self.source.path)
+        self._scale = scale
+        return scale, trits, exact
+
+    def _unpacked(self, raw: NDArray[np.uint8]) -> tuple[np.float32, Callable[[slice], Trits]]:
+        unpack, shape = self.unpack, self.info.shape
+        assert unpack is not None
+        first = unpack(raw, shape, slice(0, 1))
+        if first.block_scale is None:
+            scale = np.float32(first.scale if first.scale is not None else 1.0)
+        else:
+            every = unpack(raw, shape, None).block_scale
+            assert every is not None
+            if not (every == every.flat[0]).all():
+                raise UsageError(
+                    f"{self.info.name} has block scales that differ, so one scale cannot carry them",
+                    where=self.source.path,
+                    remedy="this model cannot be transcoded without loss",
+                )
+            scale = np.float32(every.flat[0])
+        return scale, lambda rows: unpack(raw, shape, rows).trits
+
+
+def _number(source: GGUF, name: str) -> np.float32:
+    info = source.tensors[name]
+    if info.type not in CODECS or info.shape != (1,):
+        raise UsageError(f"{name} is {info.type.name} {list(info.shape)}; a scale is one float", where=source.path)
+    return np.float32(CODECS[info.type].decode(source.raw(name), (1, 1))[0, 0])
