@@ -201,9 +201,14 @@ def explain(replay: Replay, *, budget: float = BUDGET, progress: Progress = lamb
     search = _Search(replay=replay, deadline=began + budget, progress=progress)
     if not search.wrong:
         return Attribution(wrong={}, best=None, runner_up=None, seconds=time.monotonic() - began)
-    measured = proposals(replay, replay.oracle, search.wrong)
-    everything = [*written(), *measured]
+    everything = list(written())
     found = search.all_of(((h,) for h in everything), "single hypotheses")
+    if not found or found[0].explained < 1.0 - 1e-9:
+        measured = proposals(replay, replay.oracle, search.wrong)
+        everything += measured
+        found = sorted(
+            [*found, *search.all_of(((h,) for h in measured), "measured hypotheses")], key=lambda e: -e.score
+        )
     if not found or found[0].explained < 1.0 - 1e-9:
         found = sorted([*found, *_pairs(search, found, everything)], key=lambda e: -e.score)
     best = found[0] if found and found[0].score > 0.0 else None

@@ -24,8 +24,8 @@ from reference.semantics import Semantics, WeightChange
 COST_NUMBER, COST_TENSOR, COST_ROWS = 0.05, 0.1, 0.5
 #: Measured numbers this near to a round one are the round one: factors are measured to 1e-6, angles less well.
 _NEAR, _NEAR_ANGLE = 2e-5, 2e-3
-#: Wrong projections whose tensors are each tried against others; more share a cause.
-_MOST_TENSORS = 8
+#: Wrong projections whose tensors are each tried against others; more of them share a cause.
+_MOST_TENSORS = 4
 
 Fit = Callable[[Replay, Oracle, Sequence[TapKey]], Iterator[Hypothesis]]
 
@@ -71,7 +71,8 @@ def rounded(value: float, near: float = _NEAR) -> float:
 
 def _tensors(replay: Replay, base: Oracle, wrong: Sequence[TapKey]) -> Iterator[Hypothesis]:
     """Another scale, order of rows, sign or orientation of a tensor, another tensor in its place, or zeros."""
-    for key in [key for key in wrong if key[0] in PROJECTIONS][:_MOST_TENSORS]:
+    projections = [key for key in wrong if key[0] in PROJECTIONS]
+    for key in projections if len(projections) <= _MOST_TENSORS else ():
         name = f"blk.{key[1]}.{TENSORS[key[0]]}.weight"
         odd, right = replay.outputs[key].astype(np.float64), replay.operation(key, base).astype(np.float64)
         if not np.isfinite(odd).all():
