@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
-from bitnet.errors import BitNetError, ModelFileError
+from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF
 from bitnet.hf import open_model
@@ -65,7 +65,7 @@ def verify(path: str | PathLike[str]) -> WeightReport:
         findings += _text_findings(gguf)
         config, notices = read_config(gguf)
     except ModelFileError as error:
-        return WeightReport(file=Path(path).name, findings=_sorted([*findings, _error(error, fspath(path))]))
+        return WeightReport(file=Path(path).name, findings=_sorted([*findings, _refusal(error, Path(path).name)]))
     findings += [_note(gguf, notice) for notice in notices]
     findings += _vocabulary_findings(gguf, config)
     report = validate_weights(gguf, config)
@@ -162,6 +162,16 @@ class _Survey(TensorReader):
 
 def _error(error: BitNetError, subject: str) -> Finding:
     return Finding(severity="error", subject=subject, what=error.what, remedy=error.remedy or _CONVERT)
+
+
+def _refusal(error: BitNetError, file: str) -> Finding:
+    """What ended reading, under the key, tensor or header field that it is about."""
+    if not isinstance(error, GGUFError):
+        return _error(error, file)
+    place = [] if error.offset is None else [f"at byte {error.offset}"]
+    place += [] if Path(error.path).name == file else [f"of {Path(error.path).name}"]  # another shard
+    what = f"{error.what} ({' '.join(place)})" if place else error.what
+    return Finding(severity="error", subject=error.field or file, what=what, remedy=error.remedy or _CONVERT)
 
 
 def _note(gguf: GGUF, what: str) -> Finding:

@@ -106,6 +106,7 @@ def batch(arguments: argparse.Namespace) -> None:
         f"-max_total_time={arguments.seconds}",
         f"-max_len={MAX_INPUT[arguments.target]}",
         "-timeout=7200",  # of wall time, for code that never comes back to Python; the target allows 1 s of CPU
+        "-report_slow_units=7200",  # likewise: else a busy machine leaves files among the findings
         "-rss_limit_mb=2048",
         f"-dict={arguments.folder / 'dictionary.txt'}",
         f"-artifact_prefix={FINDINGS}/",
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["atheris", "batch", "hypothesis"], default="atheris")
     parser.add_argument("--target", choices=list(BATCH), default="model", help="how far inputs are taken")
     parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--seconds", type=int, default=3600)
+    parser.add_argument("--seconds", type=int, default=6 * 3600, help="of wall time, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz", help="of seeds and corpus")
     arguments = parser.parse_args()

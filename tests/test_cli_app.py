@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from command_line import ROOT, commands, leaves, run
@@ -53,15 +52,19 @@ def test_help_imports_nothing_heavy(words):
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.slow  # it measures, so nothing else should run
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="what a process took")
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
-def test_help_comes_within_three_tenths_of_a_second(words):
+def test_help_takes_at_most_three_tenths_of_a_second(words):
     seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "bitnet", *words, "--help"], cwd=ROOT, capture_output=True, check=True)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) <= 0.3, seconds  # the least is what the command takes; more is what the machine did beside
+    for _ in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bitnet", *words, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        seconds.append(used.ru_utime + used.ru_stime)  # of the processor: other programs may be busy
+    assert min(seconds) <= 0.3, seconds
 
 
 @pytest.fixture(scope="module")

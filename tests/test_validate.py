@@ -10,6 +10,7 @@ import pytest
 import small_models
 from jsonschema import Draft202012Validator
 from malformed import I2_S, NORM, Q, at, f32, filled, model
+from test_gguf_shards import split
 from test_refusals import CONTAINER, MODELS, ROOT
 
 import bitnet
@@ -202,6 +203,18 @@ def test_a_limit_is_not_a_finding(tmp_path):
 
     with pytest.raises(ResourceLimitError):
         report(tmp_path, gguf_bytes.file(tuple(gguf_bytes.u32_key(f"k{i}", i) for i in range(65_537))))
+
+
+def test_a_broken_header_is_named_by_field_and_place(tmp_path):
+    error = only(report(tmp_path, CONTAINER["bool 2 in an array"]), "error")
+    assert error.subject == "k[2]"
+    assert error.what.startswith("a bool is 2, not 0 or 1 (at byte ")
+    half = (ROOT / "fixtures" / "models" / "tiny-relu2.i2_s.gguf").read_bytes()[:100]
+    assert only(report(tmp_path, half), "error").subject == "tensor count"
+    assert only(report(tmp_path, b"nonsense"), "error").subject == "magic"
+    shards = split(tmp_path / "split", 2)
+    shards[1].write_bytes(shards[1].read_bytes()[:40])
+    assert only(verify(shards[0]), "error").what.endswith(f" of {shards[1].name})")
 
 
 def test_what_is_no_file_is_one_error(tmp_path):

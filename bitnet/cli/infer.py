@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bitnet.cli.groups import examples, group
 from bitnet.cli.infer_batch import batch
 from bitnet.cli.infer_chat import chat
 from bitnet.cli.infer_run import run
-from bitnet.cli.options import examples, group
 
 _TINY = "fixtures/models/tiny-relu2.i2_s.gguf"
 _RUN = f'bitnet infer run --model {_TINY} --prompt "One day Anna" --max-new-tokens 32'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bitnet.cli.groups import examples, group
 from bitnet.cli.model_compare import compare
 from bitnet.cli.model_compat import compat
 from bitnet.cli.model_convert import convert
@@ -9,7 +10,6 @@ from bitnet.cli.model_download import download
 from bitnet.cli.model_info import info
 from bitnet.cli.model_list import list_models
 from bitnet.cli.model_verify import verify
-from bitnet.cli.options import examples, group
 
 _TINY = "fixtures/models/tiny-relu2.i2_s.gguf"
 

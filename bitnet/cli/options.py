@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -77,14 +77,3 @@ def model_named(model: Path | str | None) -> Path:
     if model is None or not str(model):
         raise UsageError("no model is named", remedy="give a path, or set BITNET_GGUF")
     return Path(model)
-
-
-def examples(*lines: str) -> str:
-    """The end of a help text: commands that work, from the root of the repository."""
-    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def group(help_text: str, epilog: str, **settings: Any) -> typer.Typer:
-    """A group of commands, with plain help: it comes at once, and reads well in a pipe."""
-    quick = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-    return typer.Typer(help=help_text, epilog=epilog, **(quick | {"add_completion": False} | settings))

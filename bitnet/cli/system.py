@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitnet.cli.options import examples, group
+from bitnet.cli.groups import examples, group
 from bitnet.cli.system_devices import devices
 from bitnet.cli.system_doctor import doctor
 from bitnet.cli.system_info import info
