@@ -14,6 +14,7 @@ from crossval import envelope
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane
 from crossval.metrics import Float32, Float64, difference
+from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
 from reference.runner import (
     Observation,
@@ -173,24 +174,24 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
-    named = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
 
-    def agree(a: str, b: str) -> bool:
-        keys = [k for k in theirs if k in named[a] and k in named[b]]
-        return bool(keys) and all(limit.holds(difference(named[a][k], named[b][k]).ratio) for k in keys)
+    def agree(a: Taps, b: Taps) -> bool:
+        keys = [k for k in theirs if k in a and k in b]
+        return bool(keys) and all(limit.holds(difference(a[k], b[k]).ratio) for k in keys)
 
     if third:
-        word = "agrees" if agree("bitnet", lane.plan.reference) else "differs"
+        word = "agrees" if agree(ours, theirs) else "differs"
         return Vote(rung="operations", witnesses={"bitnet": "agrees", lane.plan.reference: word})  # type: ignore[dict-item]  # two literals
-    pairs = [(a, b) for i, a in enumerate(named) for b in list(named)[i + 1 :] if agree(a, b)]
-    friends = {name: sum(name in pair for pair in pairs) for name in named}
-    alone = [name for name, n in friends.items() if n == 0]
-    odd = alone[0] if len(alone) == 1 else None
-    witnesses = {
-        name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees"
-        for name, n in friends.items()
-    }
-    return Vote(rung="operations", witnesses=witnesses, odd=odd)  # type: ignore[arg-type]  # two literals
+    info = lane.reference.info
+    return vote(
+        "operations",
+        {
+            "bitnet": Witness(family="bitnet", said=ours),
+            lane.oracle_key: Witness(family="oracle", said=oracle),
+            lane.plan.reference: Witness(family=info.family, library_sha256=info.library_sha256, said=theirs),
+        },
+        agree,
+    )
 
 
 def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:

@@ -1,113 +1,120 @@
-"""The engine as a verifier's witness: model files found by their hash, cases computed again to the bit."""
+"""One operation at a time, on what an engine fed it: the contract, or a hypothesis, replayed on captured inputs.
+
+Nothing is carried from one operation to the next, so a difference in one place is seen there and nowhere else, one
+hypothesis costs only the operations that it touches, and no more than one layer of weights is needed at a time.
+Where an engine did not show an input, it is computed from those before it, under the same hypothesis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
-import bitnet
-from bitnet.config import Numerics
-from bitnet.errors import BitNetError, UsageError
-from bitnet.gguf import read
-from crossval import evidence
-from crossval.case import Case
-from crossval.engine import EngineRunner
-from receipts import record as r
-from receipts.errors import ReceiptError, UnavailableError
+import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-#: Where a checkout keeps models, beside those that the user names.
-FOLDERS = (ROOT / "fixtures" / "models", ROOT / "fixtures" / "goldens", ROOT / "build" / "crossval" / "models")
+from crossval import envelope
+from crossval.metrics import Float32
+from reference.oracle import Oracle
+from reference.runner import TapKey, tap_order
+
+#: Root mean square of an honest difference on locked inputs, relative to the values: 5e-8 to 1e-7 measured.
+FLOOR = 1e-7
+#: Decades above the floor at which being more wrong says nothing more (infinity, NaN, 1e13).
+MOST = 12.0
 
 
-class EngineReplayer:
-    """`bitnet`, as `receipts.replay` asks for it.
+class Replay:
+    """Captured operations of one request.
 
     Args:
-        files: Model files, or folders with model files; a checkout's own are always looked at.
-        n_threads: Of the engine; results do not depend on them.
+        oracle: The contract, in the engine's numerics.
+        ids: The tokens.
+        inputs: What each operation was fed, by the tap that it came from, [T, width].
+        outputs: What the engine in question made of them; `inputs` itself where that is the engine that was captured.
+        n_batch: As in the request.
     """
 
-    def __init__(self, files: Sequence[Path] = (), *, n_threads: int | None = None) -> None:
-        self.name = f"bitnet {bitnet.__version__}"
-        self._n_threads = n_threads
-        self._files = tuple(dict.fromkeys(_candidates((*files, *FOLDERS))))
-        self._named = frozenset(path for path in files if path.is_file())
-        self._hashes: dict[Path, str] = {}
-        self._engines: dict[tuple[str, str], EngineRunner] = {}
+    def __init__(
+        self,
+        oracle: Oracle,
+        ids: Sequence[int],
+        inputs: Mapping[TapKey, Float32],
+        outputs: Mapping[TapKey, Float32] | None = None,
+        *,
+        n_batch: int | None = None,
+    ) -> None:
+        self.oracle, self.ids, self.inputs = oracle, np.asarray(ids, np.int64), inputs
+        self.outputs = inputs if outputs is None else outputs
+        n = len(self.ids)
+        first = n if n_batch is None else min(n_batch, n)
+        self.borders = [0, first, *range(first + 1, n + 1)]
+        self.keys = [key for key in tap_order(oracle.hyper.n_layer) if key in self.outputs]
 
-    def model(self, record: r.Model) -> r.Model:
-        """The file with the record's hash, read again.
+    def source(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
+        """What an operation is fed: captured, or computed where it was not."""
+        if key in self.inputs:
+            return self.inputs[key]
+        made = {} if made is None else made
+        if key not in made:
+            made[key] = self.operation(key, variant, made)
+        return made[key]
 
-        A file that the user named and that bears the model's name is taken for it, and refused where it is another.
-        """
-        engine = self._engine(self._path(record), record.sha256, None)
-        return replace(evidence.model_record(record.name, engine.model), file=record.file)
+    def operation(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
+        """One operation under a hypothesis, [T, width] f32."""
+        made = {} if made is None else made
+        inputs = [self.source(source, variant, made).astype(np.float64) for source in variant.inputs(key)]
+        parts = []
+        with np.errstate(all="ignore"):  # infinity and NaN are findings
+            if key[0] == "kqv_out":
+                inputs[1:] = [variant.cached(value) for value in inputs[1:]]
+            for start, stop in pairwise(self.borders):
+                fed = [x[start:stop] for x in inputs]
+                if key[0] == "kqv_out":
+                    fed = [fed[0], *(x[:stop] for x in inputs[1:])]
+                parts.append(np.asarray(variant.operation(key, fed, self.ids[start:stop], start), np.float32))
+        return np.concatenate(parts)
 
-    def tokenizer(self, record: r.Model) -> r.TokenizerRecord | None:
-        """Of the file with the record's hash."""
-        return evidence.tokenizer_record(record.name, self._engine(self._path(record), record.sha256, None).model)
+    def decades(self, key: TapKey, value: Float32) -> float:
+        """How many decades above float32 noise a value is from the engine's; 0 within the locked envelope."""
+        return decades(value, self.outputs[key])
 
-    def case(self, model: r.Model, case: r.Case) -> r.Case:
-        """The case computed again, in its own numerics."""
-        try:
-            numerics = Numerics.from_dict(dict(case.numerics))
-            engine = self._engine(self._path(model), model.sha256, numerics)
-        except UsageError as error:
-            raise UnavailableError(f"the engine has no such numerics here: {error.what}") from None
-        room = model.hyper_parameters.n_ctx
-        if len(case.prompt_ids) + len(case.generated_ids) > room:
-            raise ReceiptError(f"more ids than the model's context of {room}")
-        again = Case(name=case.name, ids=case.prompt_ids, n_greedy=len(case.generated_ids))
-        try:
-            return evidence.case_record(case.model, engine, again)
-        except BitNetError as error:
-            raise ReceiptError(f"{case.name}: the engine refuses it: {error.what}") from None
-
-    def _engine(self, path: Path, sha256: str, numerics: Numerics | None) -> EngineRunner:
-        key = sha256, "" if numerics is None else repr(numerics.to_dict())
-        if key not in self._engines:
-            try:
-                self._engines[key] = EngineRunner(path, numerics=numerics, n_threads=self._n_threads)
-            except UsageError:
-                raise
-            except BitNetError as error:
-                raise ReceiptError(f"{path.name} cannot be read: {error.what}") from None
-        return self._engines[key]
-
-    def _path(self, record: r.Model) -> Path:
-        sized = [path for path in self._files if path.stat().st_size == record.bytes]
-        for path in sized:
-            if self._hash(path) == record.sha256:
-                return path
-        other = next((path for path in self._files if path.name == record.file), None)
-        if other is None:
-            raise UnavailableError(
-                f"the model file {record.file!r} with sha256 {record.sha256[:12]}… is not here",
-                remedy="name it, or its folder, with --model",
-            )
-        raise ReceiptError(
-            f"{record.file!r} here has sha256 {self._hash(other)[:12]}…, the receipt's has {record.sha256[:12]}…"
-        )
-
-    def _hash(self, path: Path) -> str:
-        if path not in self._hashes:
-            try:
-                self._hashes[path] = read(path).sha256()
-            except BitNetError:
-                self._hashes[path] = ""
-        return self._hashes[path]
+    def touched(self, taps: frozenset[str], variant: Oracle) -> Iterator[TapKey]:
+        """Captured operations that a change of some taps can move, directly or through inputs that were not shown."""
+        moved: set[TapKey] = set()
+        for key in tap_order(self.oracle.hyper.n_layer):
+            if key[0] in variant.absent:
+                continue
+            through = any(s in moved and s not in self.inputs for s in variant.inputs(key))
+            if key[0] in taps or through:
+                moved.add(key)
+                if key in self.outputs:
+                    yield key
 
 
-def open_runner(files: Sequence[Path]) -> EngineReplayer:
-    """What the entry point `receipts.replay` names."""
-    return EngineReplayer(files)
+def decades(found: Float32, engine: Float32) -> float:
+    """Mean over tokens of log10(relative root mean square difference / noise floor); 0 within the locked envelope.
 
-
-def _candidates(places: Sequence[Path]) -> Iterator[Path]:
-    for place in places:
-        if place.is_file():
-            yield place
-        elif place.is_dir():
-            yield from sorted(place.glob("*.gguf"))
+    Token by token, so that one flipped rounding does not hide that all other tokens are reproduced. Elements that
+    both hold as the same infinity, or both as NaN, agree: an overflow is reproduced by an overflow.
+    """
+    if found.shape != engine.shape:
+        return MOST
+    a, b = found.astype(np.float64), engine.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        if not (finite | same).all():
+            return MOST
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    if not a.size:
+        return 0.0
+    error, size = np.abs(a - b), float(np.abs(b).max())
+    if float(error.max()) <= envelope.LOCKED_OPERATION.limit * size:
+        return 0.0
+    norm = np.linalg.norm(b, axis=1)
+    typical = float(np.sqrt(np.square(norm).mean()))
+    if typical == 0.0:
+        return MOST
+    share = np.linalg.norm(a - b, axis=1) / np.maximum(norm, 1e-3 * typical)  # a token of zeros has no size of its own
+    by_token = np.log10(np.maximum(share, FLOOR) / FLOOR)
+    return float(np.clip(by_token.mean(), 0.01, MOST))

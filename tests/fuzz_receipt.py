@@ -1,4 +1,4 @@
-"""What a fuzzer runs on receipts: everything that reads one, an envelope of signatures included; and what it starts from."""
+"""What a fuzzer runs on receipts: everything that reads one or its signatures; and what it starts from."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def tamper(paths: tuple[Path, Path, Path], runs: int, seed: int) -> Counts:
     """(tampers, caught, by which check) by kind."""
     import tamper as t
 
-    from crossval.replay import EngineReplayer
+    from crossval.witness import EngineReplayer
 
     rng = random.Random(seed)
     source, foreign, whole = map(t.original, paths)

@@ -21,7 +21,7 @@ from reference.semantics import Semantics
 def short(monkeypatch):
     """No continuation, and no search for causes: test_attribute has that."""
     monkeypatch.setattr("crossval.run.N_GREEDY", 2)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_: None)
+    monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
 
 
 #: One changed field of the contract → where it must be found first.
@@ -204,7 +204,7 @@ def test_every_constellation_of_three(ours, oracle, theirs, odd, words):
     class Fake:
         oracle_key = "o"
         plan = type("P", (), {"reference": "r"})
-        reference = type("R", (), {"info": type("I", (), {"family": "x"})})
+        reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
         def oracle(self):
             taps = {("q", 0): np.full((1, 1), oracle, np.float64)}

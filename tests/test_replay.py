@@ -1,73 +1,64 @@
-"""The engine as a witness: a receipt of this machine replays to the bit, and not on a model with another bit."""
+"""One operation at a time: the same values as the whole pass on locked inputs, and decades that mean what they say."""
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
-
-import liars
+import golden_models
+import numpy as np
 import pytest
 
-from crossval.plan import ORACLE_RUNGS
-from crossval.replay import EngineReplayer, open_runner
-from crossval.run import run
-from receipts.errors import ReceiptError, UnavailableError
-from receipts.verify import ReplayRequest, verify
+from crossval.replay import FLOOR, MOST, Replay, decades
 from reference.oracle import Oracle
+from reference.runner import Request
+from reference.semantics import Semantics
+
+IDS = (508, 17, 301, 44, 44, 255, 9)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A receipt of one oracle lane, and the folder it lies in."""
-    folder = tmp_path_factory.mktemp("run")
-    planned = liars.plan(lambda: Oracle(str(liars.MODEL)), name="oracle", as_default=True, required_rungs=ORACLE_RUNGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("crossval.run.N_GREEDY", 4)
-        patch.setattr("crossval.run.lanes", lambda *_, **__: [planned])
-        options = liars.options(folder, models=(liars.MODEL,))
-        return run(options, liars.quiet, lambda *_: None), options.receipt
+def oracle():
+    return Oracle(golden_models.model("b158_a"))
 
 
-def codes(path, runner):
-    report = verify(path, gate=False, replay=ReplayRequest(runner=runner, k=None))
-    return report.exit_code, {c.name: c.outcome for c in report.checks if c.level == "replay"}
+@pytest.mark.parametrize("n_batch", [None, 1, 4])
+@pytest.mark.parametrize("semantics", [Semantics(), Semantics(activation_scale="tensor"), Semantics(batch_rows=2)])
+def test_it_is_the_locked_pass(oracle, n_batch, semantics):
+    variant = oracle.under(semantics)
+    taps = oracle.run(Request(ids=IDS, n_batch=n_batch, taps=True)).taps
+    locked = variant.run(Request(ids=IDS, n_batch=n_batch, taps=True, lock=taps)).taps
+    replay = Replay(oracle, IDS, taps, n_batch=n_batch)
+    assert replay.keys == list(taps)
+    for key in replay.keys:
+        assert np.array_equal(replay.operation(key, variant), locked[key]), key
 
 
-def test_a_receipt_replays(made):
-    code, found = codes(made[1], open_runner([liars.MODEL]))
-    assert code == 0
-    assert found["replay.model"] == found["replay.case"] == "pass"
+def test_what_was_not_shown_is_computed_from_what_was(oracle):
+    taps = oracle.run(Request(ids=IDS, taps=True)).taps
+    some = {key: value for key, value in taps.items() if key[0] in ("embd", "ffn_inp", "l_out")}
+    replay = Replay(oracle, IDS, some)
+    for key in replay.keys:
+        assert np.array_equal(replay.operation(key, oracle), taps[key])
+    touched = list(replay.touched(frozenset(("q_rope",)), oracle))
+    assert ("ffn_inp", 0) in touched
+    assert ("embd", -1) not in touched
 
 
-def test_one_bit_of_the_weights_is_noticed(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("crossval.replay.FOLDERS", ())
-    raw = bytearray(liars.MODEL.read_bytes())
-    raw[-100] ^= 1
-    other = tmp_path / liars.MODEL.name
-    other.write_bytes(raw)
-    code, found = codes(made[1], open_runner([other]))
-    assert code == 5
-    assert found["replay.model"] == "fail"
+def test_decades():
+    value = np.ones((4, 8), np.float32)
+    assert decades(value, value) == 0.0
+    assert decades(value * np.float32(1 + 1e-7), value) == 0.0  # inside the envelope
+    assert decades(value * np.float32(1.1), value) == pytest.approx(np.log10(0.1 / FLOOR), abs=1e-3)
+    assert decades(value[:2], value) == MOST
+    broken = value.copy()
+    broken[0, 0] = np.nan
+    assert decades(value, broken) == MOST
+    assert decades(broken, broken) == 0.0
+    assert decades(value, np.zeros_like(value)) == MOST
 
 
-def test_a_missing_model_is_inconclusive(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("crossval.replay.FOLDERS", ())
-    assert codes(made[1], open_runner([tmp_path]))[0] == 4
-
-
-def test_a_renamed_model_is_found_by_its_hash(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("crossval.replay.FOLDERS", ())
-    shutil.copy(liars.MODEL, tmp_path / "renamed.gguf")
-    assert codes(made[1], open_runner([tmp_path]))[0] == 0
-
-
-def test_what_the_engine_refuses_is_no_traceback(made):
-    receipt, _ = made
-    runner = EngineReplayer([liars.MODEL])
-    model, case = receipt.models[0], receipt.cases[0]
-    with pytest.raises(ReceiptError, match="refuses"):
-        runner.case(model, replace(case, prompt_ids=(2**30,)))
-    with pytest.raises(ReceiptError, match="context"):
-        runner.case(model, replace(case, prompt_ids=(1,) * 10**5))
-    with pytest.raises(UnavailableError, match="numerics"):
-        runner.case(model, replace(case, numerics={"activation": "int3"}))
+def test_one_flipped_rounding_does_not_hide_that_the_rest_agrees():
+    rng = np.random.default_rng(1)
+    value = rng.standard_normal((16, 64)).astype(np.float32)
+    flipped = value.copy()
+    flipped[3, 5] += 0.01
+    everywhere = value * np.float32(1.01)
+    assert decades(flipped, value) < 0.5 < 4.0 < decades(everywhere, value)
