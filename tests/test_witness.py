@@ -9,8 +9,8 @@ import liars
 import pytest
 
 from crossval.plan import ORACLE_RUNGS
-from crossval.witness import EngineReplayer, open_runner
 from crossval.run import run
+from crossval.witness import EngineReplayer, open_runner
 from receipts.errors import ReceiptError, UnavailableError
 from receipts.verify import ReplayRequest, verify
 from reference.oracle import Oracle
