@@ -20,6 +20,7 @@ from reference.runner import (
     ReferenceFailedError,
     ReferenceUnavailableError,
     Request,
+    Runner,
     TapKey,
     tap_order,
 )
@@ -173,10 +174,22 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
-    named = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
+    named: dict[str, Taps] = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
+    silent: dict[str, frozenset[str]] = {}
+    absent: list[str] = []
+    for name, witness in (lane.witnesses() if lane.located is not None and not third else {}).items():
+        try:
+            heard = None if witness is None else witness.run(locked).taps
+        except (ReferenceUnavailableError, ReferenceFailedError):
+            heard = None
+        if witness is None or heard is None:
+            absent.append(name)
+        else:
+            named[name], silent[name] = heard, _incomparable(lane, witness)
 
     def agree(a: str, b: str) -> bool:
-        keys = [k for k in theirs if k in named[a] and k in named[b]]
+        unheard = silent.get(a, frozenset()) | silent.get(b, frozenset())
+        keys = [k for k in theirs if k in named[a] and k in named[b] and k[0] not in unheard]
         return bool(keys) and all(limit.holds(difference(named[a][k], named[b][k]).ratio) for k in keys)
 
     if third:
@@ -187,10 +200,24 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
     alone = [name for name, n in friends.items() if n == 0]
     odd = alone[0] if len(alone) == 1 else None
     witnesses = {
-        name: "differs" if odd == name or (odd is None and n < 2 and len(pairs) < 3) else "agrees"
+        name: "differs" if odd == name or (odd is None and n < len(named) - 1 and len(pairs) < 3) else "agrees"
         for name, n in friends.items()
-    }
+    } | dict.fromkeys(absent, "absent")
     return Vote(rung="operations", witnesses=witnesses, odd=odd)  # type: ignore[arg-type]  # two literals
+
+
+def _incomparable(lane: Lane, witness: Runner) -> frozenset[str]:
+    """Taps that a witness computes in other numerics than the lane: of these it says nothing."""
+    wanted, has = lane.numerics.to_dict(), witness.info.numerics
+    touched = {
+        "activation": frozenset(PROJECTIONS),
+        "kv": frozenset({"kqv_out"}),
+        "query": frozenset({"kqv_out"}),
+        "probs": frozenset({"kqv_out"}),
+        "head": frozenset({"result_output"}),
+        "rope": frozenset({"q_rope", "k_rope"}),
+    }
+    return frozenset().union(*(taps for name, taps in touched.items() if wanted[name] != has.get(name)))
 
 
 def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:

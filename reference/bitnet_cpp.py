@@ -103,10 +103,14 @@ class BitnetCpp:
         """
         n = len(request.ids)
         if self._vocab_only or request.lock:
-            what = "only the vocabulary was loaded" if self._vocab_only else "bitnet.cpp cannot compute on locked inputs"
+            what = (
+                "only the vocabulary was loaded" if self._vocab_only else "bitnet.cpp cannot compute on locked inputs"
+            )
             raise ReferenceUnavailableError(what)
         if not n or not all(0 <= i < self._n_vocab for i in request.ids):
-            raise ReferenceUnavailableError(f"bitnet.cpp was asked to evaluate {list(request.ids)[:8]} of {self._n_vocab}")
+            raise ReferenceUnavailableError(
+                f"bitnet.cpp was asked to evaluate {list(request.ids)[:8]} of {self._n_vocab}"
+            )
         first = n if request.n_batch is None else min(max(request.n_batch, 1), n)
         passes = Passes()
         callbacks = self._callbacks(passes) if request.taps else (_WANTED(0), _RECORD(0))
@@ -122,9 +126,9 @@ class BitnetCpp:
         while len(generated) < request.n_greedy:
             logits.append(self._decode(generated[-1:], n + len(generated) - 1))
             generated.append(int(np.argmax(logits[-1][-1])))
+        trouble = self._shim.shim_trouble(self._handle).decode("utf-8", "replace")
         try:
-            if trouble := self._shim.shim_trouble(self._handle).decode("utf-8", "replace"):
-                raise ValueError(trouble)
+            passes.guard(lambda: _refuse(trouble))
             taps = passes.taps(n)
         except ValueError as error:
             raise ReferenceFailedError(f"bitnet.cpp's intermediates cannot be told apart: {error}") from error
@@ -251,6 +255,11 @@ class BitnetCpp:
         return {"activation": activation, **attention, "head": "f32" if wide else rounded, "rope": "f32_iterated"}
 
 
+def _refuse(trouble: str) -> None:
+    if trouble:
+        raise ValueError(trouble)
+
+
 def _bind(path: Path) -> Any:  # noqa: ANN401  # ctypes has no better word
     """The compiled shim."""
     try:
@@ -261,4 +270,3 @@ def _bind(path: Path) -> Any:  # noqa: ANN401  # ctypes has no better word
         function = getattr(shim, name)
         function.restype, function.argtypes = result, arguments
     return shim
-

@@ -1,8 +1,8 @@
 """Finds a llama.cpp of whatever age in a folder, and compiles our small C interface against its own headers.
 
-`BITNET_CPP_DIR` names a tree of bitnet.cpp (or of llama.cpp) with its build inside, or an installed prefix with `include/`
-and `lib/`. Its C interface changes from year to year, so `shim.cpp` is compiled here, once: the result lies in the user's
-cache, under a hash of the shim, the headers, the library and the compiler.
+`BITNET_CPP_DIR` names a tree of bitnet.cpp (or of llama.cpp) with its build inside, or an installed prefix with
+`include/` and `lib/`. Its C interface changes from year to year, so `shim.cpp` is compiled here, once: the result lies
+in the user's cache, under a hash of the shim, the headers, the library and the compiler.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -178,12 +179,13 @@ def compile_shim(tree: Tree) -> Path:
 
 
 def version_of(root: Path) -> str:
-    """The commit of a tree, where git knows it."""
-    command = ("git", "-C", str(root), "log", "-1", "--format=%h %cs")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603  # our own arguments
-    except (OSError, subprocess.TimeoutExpired):
-        return "of an unknown commit"
-    top = subprocess.run(("git", "-C", str(root), "rev-parse", "--show-prefix"), capture_output=True, text=True, check=False)  # noqa: S603, S607  # our own arguments
-    inside = done.returncode == 0 and top.stdout.strip() == ""  # a tree inside another repository has no commit
-    return f"commit {done.stdout.strip()}" if inside else "of an unknown commit"
+    """The commit of a tree, where git knows it and the tree is not a part of another repository."""
+    unknown = "of an unknown commit"
+    git = shutil.which("git")
+    if git is None:
+        return unknown
+    command = (git, "-C", str(root), "log", "-1", "--format=%h of %cs")
+    if not (root / ".git").exists():
+        return unknown
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own arguments
+    return f"commit {done.stdout.strip()}" if done.returncode == 0 else unknown

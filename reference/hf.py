@@ -1,8 +1,8 @@
-"""transformers, live: the weights of any GGUF file in a `BitNetForCausalLM` or `LlamaForCausalLM` made in memory.
+"""transformers, live: the weights of any GGUF file in a `BitNetForCausalLM` or `LlamaForCausalLM` in memory.
 
 The one engine outside this project and ggml that computes relu² and BitNet's int8 activations. Nothing is read from the
 network or written to disk: configuration and weights come from the file, by `reference.contract` and `hf_weights.py`.
-Everything is float32 with eager attention. `process.py` runs it in a child, where torch is imported, and where it stays.
+Everything is float32 with eager attention. `process.py` runs it in a child, where torch is imported and stays.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Transformers:
         with self._torch.inference_mode(), taps.hooked():
             rows = [self._step(taps, request.ids[:first], 0, cache, request.lock)]
             prefilled = time.perf_counter()
-            for at in range(first, n):
-                rows.append(self._step(taps, request.ids[at : at + 1], at, cache, request.lock))
+            for at in range(first, n):  # the next step needs the cache of this one
+                rows += [self._step(taps, request.ids[at : at + 1], at, cache, request.lock)]
             taps.on = False
             generated = [int(rows[-1][-1].argmax())] if request.n_greedy else []
             while len(generated) < request.n_greedy:
@@ -120,9 +120,11 @@ class Transformers:
         out = self._model(self._torch.tensor([list(ids)]), past_key_values=cache, use_cache=True)
         return np.array(out.logits[0].numpy(), np.float32)
 
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
+    def tokenize(self, text: str, **_: bool) -> tuple[int, ...]:
         """The tokenizer of a GGUF file is not transformers' own: always a `ReferenceUnavailableError`."""
-        raise ReferenceUnavailableError("transformers was given weights, not a tokenizer", remedy="give it token ids")
+        raise ReferenceUnavailableError(
+            f"transformers was given weights, not a tokenizer for {text[:20]!r}", remedy="give it token ids"
+        )
 
     def weights(self, name: str) -> Float32:
         """A tensor as the model in memory holds it, [rows, columns], its `.scale` included, in the order of the file.
@@ -155,7 +157,9 @@ class Transformers:
     def _made(self, linear_class: LinearClass) -> Any:  # noqa: ANN401  # transformers' class
         """The model with the file's weights: built without storage, then given every tensor."""
         torch, hyper = self._torch, self.hyper
-        config = getattr(self._transformers, f"{self._family}Config")(**_settings(hyper, self._gguf, self._transformers))
+        config = getattr(self._transformers, f"{self._family}Config")(
+            **_settings(hyper, self._gguf, self._transformers)
+        )
         with torch.device("meta"):
             model = getattr(self._transformers, f"{self._family}ForCausalLM")(config)
         layers: Any = importlib.import_module("transformers.integrations.bitnet")
@@ -214,14 +218,16 @@ class Transformers:
 
 
 def _imported() -> tuple[Any, Any]:
-    """torch and transformers, with compilation and every download off."""
+    """Both packages, with compilation and every download off."""
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read when torch is imported: it would compile the quantiser
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         return importlib.import_module("torch"), importlib.import_module("transformers")
     except ImportError as error:
         missing = error.name or "torch"
-        raise ReferenceUnavailableError(f"transformers needs {missing}, which is not installed", remedy=REMEDY) from error
+        raise ReferenceUnavailableError(
+            f"transformers needs {missing}, which is not installed", remedy=REMEDY
+        ) from error
 
 
 def _libraries(torch: Any) -> tuple[Path, ...]:  # noqa: ANN401  # the module

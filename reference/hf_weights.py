@@ -1,9 +1,9 @@
-"""The weights of a GGUF file under the names and in the forms of transformers' `BitNetForCausalLM` and `LlamaForCausalLM`.
+"""The weights of a GGUF file under the names and in the forms of transformers' two causal models.
 
-A ternary projection takes one of transformers' two forms. `BitLinear` holds codes, four rows a byte, and *divides* by its
-`weight_scale`; `AutoBitLinear` (offline) holds the trits as floats and *multiplies* by its own. A dense projection is an
-ordinary linear layer. transformers turns the two halves of a head against each other, so where a file's rows are meant
-for neighbouring pairs (arch `llama`), the rows of q and k change places here, and back where they are compared.
+A ternary projection takes one of transformers' two forms. `BitLinear` holds codes, four rows a byte, and *divides* by
+its `weight_scale`; `AutoBitLinear` (offline) holds the trits as floats and *multiplies* by its own. A dense projection
+is an ordinary linear layer. transformers turns the two halves of a head against each other, so where a file's rows are
+meant for neighbouring pairs (arch `llama`), the rows of q and k change places here, and back where they are compared.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _NORMS = {
     "ffn_sub_norm": "mlp.ffn_sub_norm",
 }
 
+_ONE = np.float32(1)
+
 #: Our activation → transformers' name for the same function.
 ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "relu": "relu", "gelu": "gelu_pytorch_tanh"}
 
@@ -60,7 +62,7 @@ class Projection:
 
     kind: LinearClass | Literal["linear"]
     weight: Array
-    scale: np.float32 = np.float32(1)
+    scale: np.float32 = _ONE
 
     @property
     def weight_scale(self) -> Float32 | None:
