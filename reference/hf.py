@@ -2,7 +2,9 @@
 
 The one engine outside this project and ggml that computes relu² and BitNet's int8 activations. Nothing is read from the
 network or written to disk: configuration and weights come from the file, by `reference.contract` and `hf_weights.py`.
-Everything is float32 with eager attention. `process.py` runs it in a child, where torch is imported and stays.
+Everything is float32, but for attention, which torch computes in float64 unless told otherwise: float32 scores around
+40 leave probabilities open by 2e-6, and that is no property of a model. `process.py` runs it in a child, where torch is
+imported and stays.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import importlib
 import importlib.util
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,13 +54,20 @@ class Transformers:
         model: GGUF file.
         linear_class: Which of transformers' two layers computes ternary projections.
         n_threads: Of torch; None: one for a small model, else torch's own choice.
+        attention: `float64`: torch's scaled_dot_product_attention in float64, rounded to float32; `eager`: that of
+            transformers, in float32.
 
     Raises:
         ReferenceUnavailableError: torch or transformers is missing, or the model has no form there.
     """
 
     def __init__(
-        self, model: str | os.PathLike[str], *, linear_class: LinearClass = "bitlinear", n_threads: int | None = None
+        self,
+        model: str | os.PathLike[str],
+        *,
+        linear_class: LinearClass = "bitlinear",
+        n_threads: int | None = None,
+        attention: Literal["float64", "eager"] = "float64",
     ) -> None:
         self._torch, self._transformers = _imported()
         self._gguf = container.read(model)
@@ -72,6 +82,7 @@ class Transformers:
         self._scales: dict[str, np.float32] = {}
         self._kinds: set[str] = set()
         self._orders = hf_weights.orders(self.hyper)
+        self._attention = attention
         with self._torch.inference_mode():
             self._model = self._made(linear_class)
         self.info = self._describe(linear_class)
@@ -90,7 +101,7 @@ class Transformers:
         taps = Taps(self._torch, self._model, self._code, self._orders)
         taps.on = request.taps
         started = time.perf_counter()
-        with self._torch.inference_mode(), taps.hooked():
+        with self._torch.inference_mode(), taps.hooked(), self._attending():
             rows = [self._step(taps, request.ids[:first], 0, cache, request.lock)]
             prefilled = time.perf_counter()
             for at in range(first, n):  # the next step needs the cache of this one
@@ -107,6 +118,26 @@ class Transformers:
             taps=taps.recorded(),
             seconds={"prefill": prefilled - started, "decode": time.perf_counter() - prefilled},
         )
+
+    @contextmanager
+    def _attending(self) -> Iterator[None]:
+        """Attention as chosen."""
+        eager = self._code.eager_attention_forward
+        if self._attention == "float64":
+            self._code.eager_attention_forward = self._float64
+        try:
+            yield
+        finally:
+            self._code.eager_attention_forward = eager
+
+    def _float64(self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:  # noqa: ANN401  # stands for a function of transformers
+        """`eager_attention_forward`, by torch's own kernel and in float64."""
+        torch = self._torch
+        q, k, v = (x.to(torch.float64) for x in (query, key, value))  # [1, heads, T, head_dim]
+        k, v = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (k, v))
+        mask = None if attention_mask is None else attention_mask.to(torch.float64)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options["scaling"])
+        return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
     def _step(
         self,
@@ -199,7 +230,7 @@ class Transformers:
             library_sha256=digest((*_libraries(torch), Path(self._code.__file__), Path(integration.__file__))),
             obtained="live",
             numerics={
-                "activation": "int8_token" if ternary else "none",
+                "activation": "int8_token_reciprocal" if ternary else "none",
                 "kv": "f32",
                 "query": "f32",
                 "probs": "f32",
@@ -210,7 +241,7 @@ class Transformers:
             detail={
                 "class": f"{self._family}ForCausalLM",
                 "linear class": _NAMES[kind],
-                "attention": "eager",
+                "attention": self._attention,
                 "threads": str(torch.get_num_threads()),
                 "capability": str(torch.backends.cpu.get_cpu_capability()),
             },
