@@ -21,7 +21,8 @@ FLOOR = -16.0
 #: Shares of the sorted values that the tool prints.
 KLD_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1, 0.0)
 DELTA_P_PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1, 0.0)
-#: Consecutive tokens that are drawn together; their correlation dies within a sentence or two.
+#: Consecutive tokens that are drawn together, where there are eight times as many; their correlation dies within a
+#: sentence or two.
 BLOCK = 32
 RESAMPLES = 1000
 #: With fewer tokens than this the tool gives no error; neither do we.
@@ -185,10 +186,15 @@ def percentiles(values: Float64, shares: Sequence[float]) -> dict[float, float]:
     return {share: float(np.percentile(values, share)) for share in shares}
 
 
+def _length(n: int) -> int:
+    """Tokens of a block: with fewer than eight blocks in a text, resampling them would say little."""
+    return max(1, min(BLOCK, n // 8))
+
+
 def _blocks(n: int, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """Starts of the blocks of every resample, [RESAMPLES, blocks]; a block that passes the end goes on at the start."""
     rng = np.random.default_rng(seed)
-    return rng.integers(0, n, (RESAMPLES, -(-n // BLOCK)))
+    return rng.integers(0, n, (RESAMPLES, -(-n // _length(n))))
 
 
 def _mean(values: Float64, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Estimate:
@@ -196,7 +202,7 @@ def _mean(values: Float64, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]
     n = len(values)
     if n <= FEW:
         return Estimate(value=float(values.mean()), error=float("nan"), block_error=float("nan"))
-    length = min(BLOCK, n)
+    length = _length(n)
     total = np.concatenate(([0.0], np.cumsum(np.concatenate((values, values[:length])))))
     means = (total[draws + length] - total[draws]).mean(axis=1) / length
     return Estimate(

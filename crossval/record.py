@@ -10,7 +10,7 @@ from crossval.plan import LARGE_MODEL
 from crossval.run import Options, Run, Say
 from receipts.record import Lane
 from reference.recording import Recorder
-from reference.runner import Runner
+from reference.runner import ReferenceUnavailableError, Runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ def record(options: Options, out: Path, say: Say) -> Recorded:
         return kept[-1]
 
     lane = this.climb(replace(plan, open=recorded))
-    if not kept:
-        raise UsageError(f"{plan.name}: {lane.rungs[0].why}", where="--only", remedy="make that reference run here")
+    if not kept or not kept[0].answered:
+        raise ReferenceUnavailableError(f"{plan.name}: {lane.rungs[0].why}", remedy="make that reference run here")
     n_requests = kept[0].save(out)
     return Recorded(lane=lane, n_requests=n_requests, n_bytes=out.stat().st_size)

@@ -61,6 +61,11 @@ class Recorder:
         """Of the runner that answers."""
         return self._runner.info
 
+    @property
+    def answered(self) -> bool:
+        """Whether anything was computed that can be saved."""
+        return bool(self._runs)
+
     def run(self, request: Request) -> Observation:
         """Compute, and keep it. What is computed on locked inputs is not kept: they are another engine's."""
         seen = self._runner.run(request)

@@ -1,4 +1,4 @@
-"""The compiled interface: against llama.cpp's own headers and library to the bit, and against a bitnet.cpp where one is."""
+"""The compiled interface against llama.cpp's own headers and library, to the bit, and against a real bitnet.cpp."""
 
 import json
 import os

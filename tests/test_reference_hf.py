@@ -1,4 +1,4 @@
-"""transformers as a reference: every operation on its own inputs, locked ones, both layers; and what it is without torch."""
+"""transformers as a reference: operations on their own and on locked inputs, both layers; and what is without torch."""
 
 import golden_models
 import numpy as np

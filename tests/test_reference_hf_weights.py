@@ -1,4 +1,4 @@
-"""Weights of a file in the forms that transformers multiplies with: nothing is lost, and nothing changes place unasked."""
+"""Weights of a file in the forms that transformers multiplies with: nothing is lost, or changes place unasked."""
 
 import golden_models
 import numpy as np
