@@ -22,7 +22,11 @@ nox.options.default_venv_backend = "virtualenv"  # the same everywhere, whether 
 ROOT = Path(__file__).parent
 RECEIPT = Path("ci/inference.json")
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-FUZZING = (("--target=container", "--runs=1800000"), ("--target=model", "--runs=300000"))
+FUZZING = (
+    ("--target=container", "--runs=1800000"),
+    ("--target=model", "--runs=300000"),
+    ("--target=files", "--runs=100000"),
+)
 REFERENCE_UNAVAILABLE = 4  # the exit code of a run that could not conclude anything
 
 
@@ -90,7 +94,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the reader, 2.1 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
+    """Fuzz the reader, 2.2 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
     install(session, "fuzz")
     try:
         session.run("python", "-c", "import atheris", silent=True)

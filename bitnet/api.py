@@ -15,6 +15,7 @@ from bitnet.errors import UsageError
 from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import open_model
 from bitnet.kernels import kernels
+from bitnet.kernels.variants import PLAIN, choose, for_blocks
 from bitnet.linear import Backend
 from bitnet.model import network
 from bitnet.runtime import Runtime, pool_pages
@@ -59,6 +60,7 @@ def load(
     numerics: Numerics | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     cache_bytes: int | None = None,
+    isa: str | None = None,
 ) -> BitNetModel:
     """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
@@ -70,9 +72,11 @@ def load(
         tokenizer: A tokenizer.json, tokenizer.model or GGUF in place of the file's own; default what `discovery` finds.
         cache_bytes: Size of the KV cache of all sequences; default four contexts, if there is memory for them. The
             system commits it as it is used.
+        isa: Which kernels multiply ternary weights (`bitnet.kernels.variants`); default BITNET_ISA, else the best that
+            this machine runs. Results do not depend on it.
 
     Raises:
-        UsageError: No path, or a device or thread count without meaning.
+        UsageError: No path, or a device, a thread count or kernels without meaning here.
         ModelFileError: The file is damaged, incomplete, or of an unknown architecture.
     """
     began = time.perf_counter()
@@ -81,13 +85,18 @@ def load(
         raise UsageError("no model is named", remedy="give a path, or set BITNET_GGUF")
     device = device or os.environ.get("BITNET_DEVICE") or "cpu"
     kernels(device)
+    variant = choose(isa) if device == "cpu" else PLAIN
     if n_threads is not None and n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
     gguf = open_model(path)
     config, notices = read_config(gguf)
     weights = read_weights(gguf, config)
-    backend = Backend(device, n_threads or default_threads())
     chosen = numerics or default_numerics(gguf, weights)
+    if chosen.activation == "q8_k":
+        variant = for_blocks(variant)
+    backend = Backend(device, n_threads or default_threads(), variant)
+    weights = weights.packed(backend)
+    gguf.release()
     net = network(gguf, config, weights, backend, chosen)
     if cache_bytes is not None:
         pool_pages(net, cache_bytes)  # refuses nonsense now, not at the first prompt

@@ -47,6 +47,7 @@ class LoadOptions(TypedDict, total=False):
     numerics: Numerics | None
     tokenizer: str | os.PathLike[str] | None
     cache_bytes: int | None
+    isa: str | None
 
 
 class BitNetModel:
@@ -301,7 +302,7 @@ class BitNetModel:
         """Count and examine every tensor: trits, scales, norms, and what is odd about them."""
         from bitnet.validate import validate_weights  # few callers ask
 
-        return validate_weights(self.gguf, self.config)
+        return validate_weights(self.gguf, self.config, self.weights.formats)
 
     def close(self) -> None:
         """Give the cache and the threads back; calls in progress end at their next token. May be called twice."""

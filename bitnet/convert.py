@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from bitnet import hf_write
 from bitnet.architecture import CONTRACTS, read_config
+from bitnet.codecs import Tiles
 from bitnet.config import ModelConfig
 from bitnet.convert_check import Change, check
 from bitnet.errors import TokenizerError, UsageError
+from bitnet.formats import tiles_of_build
 from bitnet.gguf import GGUF, GGMLType, TensorData, write
 from bitnet.gguf_types import ValueType, tensor_bytes
 from bitnet.hf import Checkpoint, open_model
@@ -125,6 +127,7 @@ def convert(
     *,
     type: str,  # noqa: A002  # the flag of the command, and the word of the field
     embedding_type: str | None = None,
+    kernel_config: str | PathLike[str] | None = None,
     arch: str | None = None,
     force: bool = False,
     progress: Progress = _silent,
@@ -136,6 +139,8 @@ def convert(
         target: A new file, or a new folder for the forms of a checkpoint.
         type: One of `TARGETS`.
         embedding_type: f32, f16, bf16 or q8_0 for the embedding and the head of a GGUF; default: as they are.
+        kernel_config: For tl1 and tl2: the `kernel_config.ini` of the bitnet.cpp build that will read the target.
+            Default: bitnet.cpp's own tiles, and for shapes that it does not know, the largest that suit.
         arch: Another name for the architecture, of the same graph, for an engine that knows it by that name only.
         force: Replace `target` if it exists.
         progress: Called before each tensor.
@@ -149,6 +154,9 @@ def convert(
     if type not in TARGETS:
         raise UsageError(f"cannot convert to {type!r}", remedy=f"one of {', '.join(TARGETS)}")
     embedding = _embedding(type, embedding_type)
+    if kernel_config is not None and type not in ("tl1", "tl2"):
+        raise UsageError("only tl1 and tl2 have tiles to choose", where="--kernel-config", remedy="leave it out")
+    tiles = None if kernel_config is None else tiles_of_build(kernel_config)
     opened, place = open_model(source), Path(target)
     _refuse_itself(place, (Path(source), *opened.paths))
     config, notices = read_config(opened)
@@ -159,7 +167,7 @@ def convert(
         parts = [part for part, tensor in pairs if not tensor.name.endswith("_scale")]
         stored = {part.name: (tensor.dtype, tensor.n_bytes) for part, tensor in reversed(pairs)}
     else:
-        planned, more = _plan_gguf(opened, _TYPES[type], embedding, arch, config)
+        planned, more = _plan_gguf(opened, config, _TYPES[type], arch=arch, embedding=embedding, tiles=tiles)
         parts = list(planned.parts)
         stored = {part.name: (part.type.name, tensor_bytes(part.type, part.shape)) for part in parts}
     meter = _Meter(sum(n_bytes for _, n_bytes in stored.values()), progress)
@@ -253,17 +261,23 @@ def _lost(source: GGUF, part: Part, change: Change, stored: str) -> str:
 
 
 def _plan_gguf(
-    source: GGUF, to: GGMLType, embedding: GGMLType | None, arch: str | None, config: ModelConfig
+    source: GGUF,
+    config: ModelConfig,
+    to: GGMLType,
+    *,
+    arch: str | None,
+    embedding: GGMLType | None,
+    tiles: Tiles | None,
 ) -> tuple[Plan, tuple[str, ...]]:
     """The plan of a GGUF, and what is to be told about it."""
     notices: list[str] = []
     try:
-        planned = plan(source, to, arch=arch, embedding=embedding)
+        planned = plan(source, to, arch=arch, embedding=embedding, tiles=tiles)
     except TokenizerError as error:
         assert isinstance(source, Checkpoint)  # a GGUF's keys are read already
         notices.append(f"no tokenizer is written: {error.what}")
         source.forget_tokenizer()
-        planned = plan(source, to, arch=arch, embedding=embedding)
+        planned = plan(source, to, arch=arch, embedding=embedding, tiles=tiles)
     name = arch or config.arch
     keys = dict(planned.metadata)
     if arch:  # the default of one name may be another's deviation

@@ -27,6 +27,7 @@ KERNEL_CONFIG_KEY = "bitnet.kernel_config"
 KERNEL_CONFIG_FILE = "kernel_config.ini"
 _MAX_CONFIG = 1 << 16  # bytes of a kernel configuration
 _COLUMNS = 512  # columns compared: whole groups of I2_S, few enough for a product of milliseconds
+_ROWS_AT_ONCE = 16
 _ROWS = 512  # rows of a projection, and of the embedding, that are looked at
 #: Of four projections together, on the trained models shipped with the tests: the right reading has 1,279 or more, and
 #: 79 times the worst wrong one or more. One projection against a shuffled embedding has 38 at most in 2,400 trials.
@@ -149,9 +150,18 @@ def _lead(scored: Sequence[Reading]) -> str:
     )
 
 
+def tiles_of_build(kernel_config: str | PathLike[str]) -> Tiles:
+    """The tiles of a build's `kernel_config.ini`, and the default ones for shapes that it does not name.
+
+    Raises:
+        UsageError: It cannot be read, or is none.
+    """
+    return {**DEFAULT_TILES, **parse_kernel_config(_text(Path(kernel_config), UsageError), str(kernel_config))}
+
+
 def _tiles(gguf: GGUF, kernel_config: str | PathLike[str] | None, notices: list[str]) -> Tiles:
     if kernel_config is not None:
-        return {**DEFAULT_TILES, **parse_kernel_config(_text(Path(kernel_config), UsageError), str(kernel_config))}
+        return tiles_of_build(kernel_config)
     own = gguf.metadata.get(KERNEL_CONFIG_KEY)
     beside = gguf.path.with_name(KERNEL_CONFIG_FILE)
     try:
@@ -207,8 +217,12 @@ def _embedding_correlation(gguf: GGUF) -> Float32 | None:
     codec = CODECS.get(info.type) if info is not None else None
     if info is None or codec is None or codec.ternary or len(info.shape) != 2:
         return None
-    rows = gguf.raw(info.name).reshape(info.shape[0], -1)[:: -(-info.shape[0] // _ROWS)]
-    values = codec.decode(np.ascontiguousarray(rows).reshape(-1), (len(rows), info.shape[1]))
+    spread = gguf.raw(info.name).reshape(info.shape[0], -1)[:: -(-info.shape[0] // _ROWS)]
+    rows = np.empty(spread.shape, np.uint8)
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):  # a row far from others can map megabytes around it
+        rows[begin : begin + _ROWS_AT_ONCE] = spread[begin : begin + _ROWS_AT_ONCE]
+        gguf.release()
+    values = codec.decode(rows.reshape(-1), (len(rows), info.shape[1]))
     if not np.isfinite(values).all():
         return None
     return _correlation(values)

@@ -15,9 +15,11 @@ from bitnet.cache import KVCache
 from bitnet.errors import ResourceLimitError
 from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
+from bitnet.lookahead import Lookahead
 from bitnet.metrics import Meter, Metrics
+from bitnet.model import Candidates
 from bitnet.runtime import Runtime
-from bitnet.sampler import sample
+from bitnet.sampler import needed, sample
 from bitnet.streaming import TextStream
 from bitnet.tokenizer import Tokenizer
 
@@ -88,11 +90,14 @@ class Continuation:
         self.ids: list[int] = []
         self.pieces: list[str] = []
         self.reason: StopReason | None = None
+        self.evaluated = 0  # tokens of the last pass that count
         self._ends = frozenset(config.stop_ids) | (frozenset() if config.ignore_eos else tokenizer.end_ids)
         self._stream = TextStream(tokenizer, config.stop, continuation=True)
         self._rng = np.random.default_rng(config.seed)
         self._room = self._check_room()
         self._beginning = beginning
+        self._lookahead = self._guesses()
+        self._guessed: list[int] = []  # of the pass in progress
         self.cache: KVCache | None = None
 
     def _check_room(self) -> int:
@@ -106,6 +111,14 @@ class Continuation:
                 remedy="shorten the prompt, or let the context slide",
             )
         return min(self.config.max_new_tokens, n_ctx - n_prompt)
+
+    def _guesses(self) -> Lookahead | None:
+        """Whether guesses are made: not where positions slide, nor where rounding depends on how many are evaluated."""
+        numerics = self.runtime.network.numerics
+        by_pass = "f16_decode" in (numerics.probs, numerics.head)
+        if not self.config.lookahead or self.config.context == "slide" or by_pass:
+            return None
+        return Lookahead(self.prompt_ids)
 
     def open(self) -> None:
         """Take room in the cache. Raises `ResourceLimitError` if there is none now."""
@@ -127,25 +140,51 @@ class Continuation:
             self.reason = "length"
             return ""
         self.meter.cached_tokens = self.cache.position
-        logits = self._beginning.logits if self._beginning is not None else None
-        for evaluated in prefill(self.runtime, self.prompt_ids, self.cache, self.meter):
-            logits = evaluated
+        found = Candidates(ids=None, logits=self._beginning.logits) if self._beginning is not None else None
+        for evaluated in prefill(self.runtime, self.prompt_ids, self.cache, self.meter, self.wanted[0]):
+            found = evaluated
             if cancelled.is_set():
                 break
-        if logits is None or cancelled.is_set():
+        if found is None or cancelled.is_set():
             self.reason = "cancelled"
             return ""
-        piece = self.accept(logits)
+        piece = self.accept([found])
         self.meter.first_token_seconds = self.meter.seconds.get("tokenise", 0.0) + time.perf_counter() - self.began
         return piece
 
-    def accept(self, logits: Float32) -> str:
-        """Choose the next token from [n_vocab] logits; text that is certain with it. Sets `reason` at the end."""
-        token = sample(logits, (*self.prompt_ids, *self.ids), self.config, self._rng)
+    @property
+    def wanted(self) -> list[int | None]:
+        """For each token of the next pass that counts, how many of the largest logits decide; None: all."""
+        n_seen = len(self.prompt_ids) + len(self.ids)
+        return [needed(self.config, n_seen + i) for i in range(1 + len(self._guessed))]
+
+    def accept(self, found: Sequence[Candidates]) -> str:
+        """Choose the next tokens, one more than guesses were right; text that is certain. Sets `reason` at the end."""
+        pieces, right = [], 0
+        for i, candidates in enumerate(found):
+            pieces.append(self._choose(candidates))
+            if self.reason is not None or i == len(self._guessed) or self.ids[-1] != self._guessed[i]:
+                break
+            right += 1
+        wrong = len(self._guessed) - right
+        if wrong and self.cache is not None:
+            self.cache.truncate(self.cache.n_past - wrong)
+        if self._lookahead is not None:
+            self._lookahead.judge(len(self._guessed), right)
+        self.meter.guessed_tokens += len(self._guessed)
+        self.meter.accepted_tokens += right
+        self.evaluated = 1 + right
+        self._guessed = []
+        return "".join(pieces)
+
+    def _choose(self, found: Candidates) -> str:
+        token = sample(found.logits, (*self.prompt_ids, *self.ids), self.config, self._rng, found.ids)
         if token in self._ends:
             self.reason = "end_token"
             return ""
         self.ids.append(token)
+        if self._lookahead is not None:
+            self._lookahead.append(token)
         piece = self._keep(self._stream.feed(token))
         if self._stream.stopped:
             self.reason = "stop_string"
@@ -153,11 +192,13 @@ class Continuation:
             self.reason = "length" if self._room == self.config.max_new_tokens else "context"
         return piece
 
-    def next(self) -> tuple[list[int], KVCache]:
-        """What the next pass evaluates."""
+    def next(self, *, alone: bool) -> tuple[list[int], KVCache]:
+        """What the next pass evaluates: the last token, and what may follow it if no other sequence shares the pass."""
         assert self.cache is not None
-        self.cache.make_room()
-        return self.ids[-1:], self.cache
+        room = min(self.cache.make_room(), self._room - len(self.ids)) - 1
+        if alone and self._lookahead is not None and room > 0:
+            self._guessed = self._lookahead.propose(room)
+        return [*self.ids[-1:], *self._guessed], self.cache
 
     def finish(self) -> str:
         """The text still held back; the cache is given back."""
@@ -186,25 +227,28 @@ class Continuation:
         return piece
 
 
-def prefill(runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter) -> Iterator[Float32]:
-    """Evaluate what of a prompt is not in the cache, chunk by chunk; the logits [n_vocab] after each chunk."""
+def prefill(
+    runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter, wanted: int | None = None
+) -> Iterator[Candidates]:
+    """Evaluate what of a prompt is not in the cache, chunk by chunk; after each the `wanted` largest logits, or all."""
     while cache.position < len(ids):
         with meter.phase("prefill"):
             begin = cache.position
             n = min(PREFILL_CHUNK, cache.make_room(), len(ids) - begin)
-            logits = runtime.step([(ids[begin : begin + n], cache)], [meter])[0]
+            found = runtime.step([(ids[begin : begin + n], cache)], [meter], [[wanted]])[0][0]
             meter.prefill_tokens += n
-        yield logits
+        yield found
 
 
 def decode(runtime: Runtime, sequences: Sequence[Continuation]) -> list[str]:
-    """One pass over sequences that are not at their end: a token more for each; text that is certain."""
+    """One pass over sequences that are not at their end: a token more for each, or several; text that is certain."""
     began = time.perf_counter()
-    rows = runtime.step([s.next() for s in sequences], [s.meter for s in sequences])
-    pieces = [s.accept(row) for s, row in zip(sequences, rows, strict=True)]
+    batch = [s.next(alone=len(sequences) == 1) for s in sequences]
+    found = runtime.step(batch, [s.meter for s in sequences], [s.wanted for s in sequences])
+    pieces = [s.accept(candidates) for s, candidates in zip(sequences, found, strict=True)]
     seconds = time.perf_counter() - began
     for s in sequences:
-        s.meter.decode_tokens += 1
+        s.meter.decode_tokens += s.evaluated
         s.meter.add_seconds("decode", seconds)
     return pieces
 

@@ -32,6 +32,8 @@ class GenerationConfig:
         ignore_eos: Go on past the model's own end tokens.
         context: When the model's context is full, `stop`, or `slide`: forget the oldest tokens but the first few and
             go on (`bitnet.cache`), which changes what the model says from there on.
+        lookahead: Whether the next tokens are guessed from what was said before and checked together; the tokens are
+            the same either way (`bitnet.lookahead`).
 
     Raises:
         UsageError: A field has no meaning; it is named.
@@ -47,6 +49,7 @@ class GenerationConfig:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     context: Literal["stop", "slide"] = "stop"
+    lookahead: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):  # a list is as good as a tuple, and numpy's numbers as Python's
@@ -173,4 +176,5 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_ids": (lambda v: _all(v, _whole), "a tuple of token ids"),
     "ignore_eos": (lambda v: isinstance(v, bool), "True or False"),
     "context": (lambda v: v in ("stop", "slide"), "stop or slide"),
+    "lookahead": (lambda v: isinstance(v, bool), "True or False"),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from types import ModuleType
@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
-from bitnet.kernels import instruction_set, kernels
+from bitnet.kernels import instruction_set, kernels, row_tiles
 from bitnet.kernels.ledger import KernelUse, Ledger, Role
+from bitnet.kernels.row_tiles import Tiles
+from bitnet.kernels.variants import PLAIN, Variant, choose
 
 Float32 = NDArray[np.float32]
 
@@ -50,20 +52,20 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TernaryMatrix(Matrix):
-    """2-bit codes in I2_S order, one scale a tensor, and block scales where the file has them.
+    """Trits, one scale a tensor, and block scales where the file has them.
 
     Attributes:
-        codes: [n_row, n_col / 4] uint8; rows are padded to whole groups of 128 with zero weights.
+        tiles: The trits, in the order of the file until `Backend.pack`; columns are padded to whole groups of 128.
         block_scale: [n_row, n_col / 256] f32, or None where every one is 1.
     """
 
-    codes: NDArray[np.uint8]
+    tiles: Tiles
     block_scale: Float32 | None
 
     @property
-    def width(self) -> int:
-        """Input width of the kernels: n_col, padded to whole groups of 128."""
-        return int(self.codes.shape[1]) * 4
+    def codes(self) -> NDArray[np.uint8]:
+        """Codes in I2_S order, [n_row, n_col / 4] uint8, unpacked at every call if they are not stored like that."""
+        return row_tiles.unpack(self.tiles)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +93,18 @@ class Activations:
     def __init__(self, x: Float32, module: ModuleType) -> None:
         self.x = np.ascontiguousarray(x, np.float32)
         self._kernels = module
+        self._padded: dict[int, Activations] = {}
 
-    @cached_property
-    def padded(self) -> Activations:
-        """The same, followed by zeros up to a whole group of 128: what padded rows are multiplied with."""
+    def padded(self, width: int) -> Activations:
+        """The same, followed by zeros up to a width: what padded columns are multiplied with."""
         n_token, n = self.x.shape
-        x = np.zeros((n_token, -(-n // 128) * 128), np.float32)
-        x[:, :n] = self.x
-        return Activations(x, self._kernels)
+        if n == width:
+            return self
+        if width not in self._padded:
+            x = np.zeros((n_token, width), np.float32)
+            x[:, :n] = self.x
+            self._padded[width] = Activations(x, self._kernels)
+        return self._padded[width]
 
     @cached_property
     def int8_token(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
@@ -174,6 +180,7 @@ class Backend:
 
     device: str
     n_threads: int
+    chosen: Variant | None = None
     ledger: Ledger = field(default_factory=Ledger)
     _pool: ThreadPoolExecutor | None = None
 
@@ -181,6 +188,21 @@ class Backend:
     def kernels(self) -> ModuleType:
         """The device's kernels."""
         return kernels(self.device)
+
+    @property
+    def variant(self) -> Variant:
+        """How ternary matrices are stored and multiplied: what was chosen, else what suits the device and machine."""
+        if self.chosen is None:
+            self.chosen = choose() if self.device == "cpu" else PLAIN
+        return self.chosen
+
+    def pack(self, matrix: TernaryMatrix) -> TernaryMatrix:
+        """A ternary matrix in the layout of this backend's kernels."""
+        if matrix.tiles.layout == self.variant.layout:
+            return matrix
+        tiles = row_tiles.pack(matrix.codes, self.variant.layout, n_threads=self.n_threads)
+        n_bytes = tiles.data.nbytes + (0 if matrix.block_scale is None else matrix.block_scale.nbytes)
+        return replace(matrix, tiles=tiles, n_bytes=n_bytes)
 
     def activations(self, x: Float32) -> Activations:
         """The input of the projections that share it."""
@@ -200,6 +222,16 @@ class Backend:
         for other in others:
             other.result()
 
+    def together(self, run: Callable[[int, int], None]) -> None:
+        """Call `run(thread, n_threads)` in all threads at once."""
+        if self._pool is None and self.n_threads > 1:
+            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+        n = self.n_threads
+        others = [self._pool.submit(run, i, n) for i in range(1, n)] if self._pool is not None else []
+        run(0, n)
+        for other in others:
+            other.result()
+
     def product(self, matrix: Matrix, a: Activations, how: str, role: Role) -> Float32:
         """Matrix × activations, [n_token, n_row] f32.
 
@@ -210,32 +242,42 @@ class Backend:
             role: For the ledger.
         """
         out = np.empty((a.x.shape[0], matrix.n_row), np.float32)
-        if isinstance(matrix, TernaryMatrix) and matrix.width != matrix.n_col:
-            a = a.padded
-        name, run = _multiply(self.kernels, matrix, a, how, out)
-        self.split(matrix.n_row, out.size * matrix.n_col, run)
+        if isinstance(matrix, TernaryMatrix):
+            self._check(matrix)
+        name, run = _multiply(self.kernels, self.variant, matrix, a, how, out)
+        shares = len(matrix.tiles.data) if isinstance(matrix, TernaryMatrix) else matrix.n_row
+        self.split(shares, out.size * matrix.n_col, run)
         if not isinstance(matrix, TernaryMatrix) and matrix.scale != 1:
             out *= matrix.scale
         use = KernelUse(
             kernel=f"{self.device}.{name}.{how}",
             role=role,
             weight_type=matrix.type_name,
-            isa=instruction_set(self.device),
+            isa=self.variant.isa if isinstance(matrix, TernaryMatrix) else instruction_set(self.device),
         )
         self.ledger.add(use, rows=out.size, n_bytes=matrix.n_bytes)
         return out
 
     def integer_sums(self, matrix: TernaryMatrix, x: Float32) -> NDArray[np.int32]:
         """Exact sums of trits and int8-per-token activations, [n_token, n_row]."""
-        a = self.activations(x)
-        q, _, total = (a if matrix.width == matrix.n_col else a.padded).int8_token
+        self._check(matrix)
+        q, _, total = self.activations(x).padded(matrix.tiles.width).int8_token
         out = np.empty((x.shape[0], matrix.n_row), np.int32)
+        data, kernel = matrix.tiles.data, self.kernels.ternary_sums
         self.split(
-            matrix.n_row,
+            len(data),
             out.size * matrix.n_col,
-            lambda begin, end: self.kernels.ternary_sums(matrix.codes, q, total, begin, end, out),
+            lambda begin, end: kernel(self.variant, data, q, total, begin, end, out),
         )
         return out
+
+    def _check(self, matrix: TernaryMatrix) -> None:
+        if matrix.tiles.layout != self.variant.layout:
+            raise UsageError(
+                f"is packed as {matrix.tiles.layout}, and the kernels {self.variant.id} read {self.variant.layout}",
+                where=matrix.name,
+                remedy="pack it with this backend",
+            )
 
 
 def _ones(matrix: TernaryMatrix) -> Float32:
@@ -243,23 +285,22 @@ def _ones(matrix: TernaryMatrix) -> Float32:
 
 
 def _multiply(
-    k: ModuleType, m: Matrix, a: Activations, how: str, out: Float32
+    k: ModuleType, v: Variant, m: Matrix, a: Activations, how: str, out: Float32
 ) -> tuple[str, Callable[[int, int], None]]:
-    """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows."""
+    """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows (or tiles)."""
     if isinstance(m, TernaryMatrix):
-        blocks = m.block_scale
+        data, blocks = m.tiles.data, m.block_scale
         if how in INT8_TOKEN and blocks is None:
-            q, scale, total = a.int8(how)
-            return "ternary_int8_token", lambda i, j: k.ternary_int8_token(m.codes, q, total, scale, m.scale, i, j, out)
-        if how == "q8_k":
-            q, scale, total = a.q8_k
-            weight_scale = _ones(m) if blocks is None else blocks
-            return "ternary_blocks", lambda i, j: k.ternary_blocks(
-                m.codes, weight_scale, q, total, scale, m.scale, i, j, out
-            )
-        x = a.rounded(how)
+            q, scale, total = a.padded(m.tiles.width).int8(how)
+            return "ternary_int8_token", lambda i, j: k.ternary_int8_token(v, data, q, total, scale, m.scale, i, j, out)
         weight_scale = _ones(m) if blocks is None else blocks
-        return "ternary_float", lambda i, j: k.ternary_float(m.codes, weight_scale, x, m.scale, i, j, out)
+        if how == "q8_k" and v.layout != "base-3":
+            q, scale, total = a.padded(m.tiles.n_col).q8_k
+            return "ternary_blocks", lambda i, j: k.ternary_blocks(
+                v, data, weight_scale, q, total, scale, m.scale, i, j, out
+            )
+        x = a.padded(m.tiles.n_col).rounded(how)
+        return "ternary_float", lambda i, j: k.ternary_float(v, data, weight_scale, x, m.scale, i, j, out)
     if isinstance(m, Int8Matrix):
         if how == "q8_0":
             q8, scale8 = a.q8_0

@@ -46,6 +46,7 @@ class Metrics:
         cached_tokens: Those of them that were taken from the cache.
         prefill_tokens: Those that were evaluated.
         decode_tokens: Generated tokens that were evaluated; the last one never is.
+        guessed_tokens, accepted_tokens: Guesses that were evaluated beside them, and those that were right.
         batch: Most sequences that shared a pass with this one, itself included.
         memory_bytes: Resident memory of the process at the end.
         peak_memory_bytes: Most it ever had.
@@ -62,6 +63,8 @@ class Metrics:
     cached_tokens: int
     prefill_tokens: int
     decode_tokens: int
+    guessed_tokens: int
+    accepted_tokens: int
     batch: int
     memory_bytes: int
     peak_memory_bytes: int
@@ -95,6 +98,7 @@ class Metrics:
             "first token": f"{1e3 * self.first_token_seconds:.1f} ms",
             "prefill": f"{self.prompt_tokens} tokens{cached}, {self.prefill_rate:.1f}/s",
             "decode": f"{self.decode_tokens} tokens, {self.decode_rate:.1f}/s{shared}",
+            "lookahead": f"{self.accepted_tokens} of {self.guessed_tokens} guesses were right",
             "memory": f"{self.memory_bytes / 1e6:.0f} MB, at most {self.peak_memory_bytes / 1e6:.0f} MB",
             "threads": str(self.threads),
             "kernels": ", ".join(f"{k.kernel} × {k.calls}" for k in self.kernels),
@@ -111,6 +115,8 @@ class Meter:
     cached_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
     batch: int = 0
     kernels: dict[KernelUse, tuple[int, int, int]] = field(default_factory=dict)
 
@@ -147,6 +153,8 @@ class Meter:
             cached_tokens=self.cached_tokens,
             prefill_tokens=self.prefill_tokens,
             decode_tokens=self.decode_tokens,
+            guessed_tokens=self.guessed_tokens,
+            accepted_tokens=self.accepted_tokens,
             batch=self.batch,
             memory_bytes=psutil.Process().memory_info().rss,
             peak_memory_bytes=_peak_memory(),

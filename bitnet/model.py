@@ -6,21 +6,33 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.cache import KVCache
 from bitnet.cache_pool import KVPool, pages_for
+from bitnet.compiled import CompiledLayers, compile_layers
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF
+from bitnet.kernels import instruction_set
+from bitnet.kernels.ledger import KernelUse
 from bitnet.linear import Activations, Backend, DenseMatrix, Float32, Int8Matrix, Matrix, head_rounding, round_f16
 from bitnet.rope import rotary_tables
-from bitnet.weights import Weights
+from bitnet.screen import Screen, top
+from bitnet.screen import build as build_screen
+from bitnet.weights import Layer, Weights
 
 #: Sees (and may replace) every intermediate: (name, layer or −1, value [n_token, width]) -> value.
 Tap = Callable[[str, int, Float32], Float32]
+
+
+#: Rows of logits that are screened together; for more, reading the whole head costs no more than multiplying so often.
+MAX_SCREENED = 8
+#: Largest logits that are worth screening for.
+MAX_TOP = 1024
 
 
 def keep(_name: str, _layer: int, value: Float32) -> Float32:
@@ -44,14 +56,46 @@ class Segment:
         return len(self.tokens)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Logits of some tokens: all of them (`ids` is None), or the largest, by falling logit."""
+
+    ids: NDArray[np.int64] | None
+    logits: Float32
+
+
 @dataclass(slots=True, kw_only=True)
 class Network:
-    """A model's weights on a backend, with the numerics it computes in."""
+    """A model's weights on a backend, with the numerics it computes in; `release` gives back pages of its file."""
 
     config: ModelConfig
     weights: Weights
     backend: Backend
     numerics: Numerics = field(default_factory=Numerics)
+    release: Callable[[], None] = lambda: None
+    _compiled: CompiledLayers | None = None
+    _screen: Screen | None = None
+    _prepared: set[str] = field(default_factory=set)
+    _preparing: Lock = field(default_factory=Lock)
+
+    @property
+    def compiled(self) -> CompiledLayers | None:
+        """All layers in one compiled call, where weights and numerics allow it; made when it is first asked for."""
+        with self._preparing:
+            if "layers" not in self._prepared:
+                self._compiled = compile_layers(self.config, self.weights, self.backend, self.numerics)
+                self._prepared.add("layers")
+            return self._compiled
+
+    @property
+    def screen(self) -> Screen | None:
+        """The output head as small integers that bound it, where it has such; made when it is first asked for."""
+        with self._preparing:
+            if "screen" not in self._prepared:
+                self._screen = build_screen(self.weights.head, self.backend)
+                self.release()  # every row was read once, and few will be again
+                self._prepared.add("screen")
+            return self._screen
 
     def new_cache(self, n_ctx: int | None = None) -> KVCache:
         """An empty KV cache for `n_ctx` tokens (default: the trained context), in a pool of its own."""
@@ -89,6 +133,44 @@ class Network:
         return [logits[s.begin : s.end] for s in segments]
 
     @np.errstate(over="ignore", invalid="ignore")
+    def forward_top(
+        self, batch: Sequence[tuple[Sequence[int], KVCache]], counts: Sequence[Sequence[int | None]]
+    ) -> list[list[Candidates]]:
+        """The largest logits after the last tokens of each sequence: exactly those of `forward_batch`.
+
+        Args:
+            batch: As for `forward_batch`.
+            counts: For each sequence, for each of its last tokens, how many of the largest; None for all.
+        """
+        segments = self._segments(batch)
+        x = self._graph(segments, keep)
+        rows = [s.end - len(wanted) + i for s, wanted in zip(segments, counts, strict=True) for i in range(len(wanted))]
+        lengths = [s.n_token for s, wanted in zip(segments, counts, strict=True) for _ in wanted]
+        found = iter(self._top(x[rows], lengths, [k for wanted in counts for k in wanted]))
+        self.backend.ledger.add_pass(tokens=segments[-1].end, head_rows=len(rows))
+        return [[next(found) for _ in wanted] for wanted in counts]
+
+    def _top(self, x: Float32, lengths: Sequence[int], counts: Sequence[int | None]) -> list[Candidates]:
+        """The largest logits of each row of x, screened where that is proven and pays."""
+        few = [k for k in counts if k is not None and k <= MAX_TOP]
+        screen = self.screen if len(few) == len(counts) <= MAX_SCREENED else None
+        roundings = {head_rounding(self.numerics, n) for n in lengths}
+        if screen is None or len(roundings) > 1:
+            return [Candidates(ids=None, logits=row) for row in self._head(x, lengths)]
+        (rounding,) = roundings
+        best = top(screen, self.backend.activations(x).rounded(rounding), few, self.backend)
+        head = self.weights.head
+        use = KernelUse(
+            kernel=f"{self.backend.device}.screen.{rounding}",
+            role="head",
+            weight_type=head.type_name,
+            isa=instruction_set(self.backend.device),
+        )
+        n_bytes = screen.n_bytes + sum(b.rescored for b in best) * head.n_bytes // head.n_row
+        self.backend.ledger.add(use, rows=len(best) * head.n_row, n_bytes=n_bytes)
+        return [Candidates(ids=b.ids, logits=b.logits) for b in best]
+
+    @np.errstate(over="ignore", invalid="ignore")
     def hidden(self, ids: Sequence[int], cache: KVCache) -> Float32:
         """States after the last norm, [n_token, n_embd] f32: what the head would turn into logits. As `forward`."""
         x = self._graph(self._segments([(ids, cache)]), keep)
@@ -103,33 +185,43 @@ class Network:
         cos, sin = (np.concatenate(parts) for parts in zip(*tables, strict=True))
 
         x = tap("embd", -1, _rows(w.embd, tokens))  # [T, n_embd]
-        for il, layer in enumerate(w.layers):
-            h = tap("attn_norm", il, self._norm(x, layer.attn_norm))
-            a = self.backend.activations(h)
-            q = tap("q", il, self._project(layer.q, a))  # [T, n_head · head_dim]
-            k = tap("k", il, self._project(layer.k, a))  # [T, n_head_kv · head_dim]
-            v = tap("v", il, self._project(layer.v, a))
-            q = tap("q_rope", il, self._rotate(q, cos, sin))
-            k = tap("k_rope", il, self._rotate(k, cos, sin))
-            h = tap("kqv_out", il, self._attend(q, k, v, segments, il))
-            if layer.attn_sub_norm is not None:
-                h = tap("attn_sub_norm", il, self._norm(h, layer.attn_sub_norm))
-            h = tap("attn_out", il, self._project(layer.o, self.backend.activations(h)))
-            x = tap("ffn_inp", il, x + h)
-
-            h = tap("ffn_norm", il, self._norm(x, layer.ffn_norm))
-            a = self.backend.activations(h)
-            gate = tap("ffn_gate", il, self._project(layer.gate, a))  # [T, n_ff]
-            up = tap("ffn_up", il, self._project(layer.up, a))
-            h = tap("ffn_act", il, self._gated(gate, up))
-            if layer.ffn_sub_norm is not None:
-                h = tap("ffn_sub_norm", il, self._norm(h, layer.ffn_sub_norm))
-            h = tap("ffn_down", il, self._project(layer.down, self.backend.activations(h)))
-            x = tap("l_out", il, x + h)
-
+        one_pool = len({id(s.cache.pool) for s in segments}) == 1
+        compiled = self.compiled if tap is keep and one_pool else None
+        if compiled is not None:
+            compiled.run(x, cos, sin, segments)
+        else:
+            for il, layer in enumerate(w.layers):
+                x = self._layer(il, layer, x, cos, sin, segments, tap)
         for s in segments:
             s.cache.advance(s.tokens)
         return tap("result_norm", -1, self._norm(x, w.output_norm))
+
+    def _layer(
+        self, il: int, layer: Layer, x: Float32, cos: Float32, sin: Float32, segments: Sequence[Segment], tap: Tap
+    ) -> Float32:
+        """One layer: x [T, n_embd] before it to after it."""
+        h = tap("attn_norm", il, self._norm(x, layer.attn_norm))
+        a = self.backend.activations(h)
+        q = tap("q", il, self._project(layer.q, a))  # [T, n_head · head_dim]
+        k = tap("k", il, self._project(layer.k, a))  # [T, n_head_kv · head_dim]
+        v = tap("v", il, self._project(layer.v, a))
+        q = tap("q_rope", il, self._rotate(q, cos, sin))
+        k = tap("k_rope", il, self._rotate(k, cos, sin))
+        h = tap("kqv_out", il, self._attend(q, k, v, segments, il))
+        if layer.attn_sub_norm is not None:
+            h = tap("attn_sub_norm", il, self._norm(h, layer.attn_sub_norm))
+        h = tap("attn_out", il, self._project(layer.o, self.backend.activations(h)))
+        x = tap("ffn_inp", il, x + h)
+
+        h = tap("ffn_norm", il, self._norm(x, layer.ffn_norm))
+        a = self.backend.activations(h)
+        gate = tap("ffn_gate", il, self._project(layer.gate, a))  # [T, n_ff]
+        up = tap("ffn_up", il, self._project(layer.up, a))
+        h = tap("ffn_act", il, self._gated(gate, up))
+        if layer.ffn_sub_norm is not None:
+            h = tap("ffn_sub_norm", il, self._norm(h, layer.ffn_sub_norm))
+        h = tap("ffn_down", il, self._project(layer.down, self.backend.activations(h)))
+        return tap("l_out", il, x + h)
 
     def embed(self, ids: Sequence[int]) -> Float32:
         """Rows of the token embedding, [n_token, n_embd] f32. Raises `UsageError` for an id outside the vocabulary."""
@@ -251,4 +343,4 @@ def network(gguf: GGUF, config: ModelConfig, weights: Weights, backend: Backend,
                 f"{matrix.name} has {matrix.n_col}",
                 where=gguf.path,
             )
-    return Network(config=config, weights=weights, backend=backend, numerics=numerics)
+    return Network(config=config, weights=weights, backend=backend, numerics=numerics, release=gguf.release)

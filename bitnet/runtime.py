@@ -21,7 +21,7 @@ from bitnet.errors import ResourceLimitError, UsageError
 from bitnet.limits import MEMORY, memory_limit
 from bitnet.linear import Float32
 from bitnet.metrics import Meter
-from bitnet.model import Network
+from bitnet.model import Candidates, Network
 from bitnet.turns import Turns
 
 #: Full contexts that the pool holds by default, and asynchronous calls that run at once, so that each finds room.
@@ -96,17 +96,22 @@ class Runtime:
         """An empty sequence of up to `n_ctx` tokens in the pool. Raises `ResourceLimitError` if it does not fit."""
         return KVCache(self.pool, n_ctx, context=context)
 
-    def step(self, batch: Sequence[tuple[Sequence[int], KVCache]], meters: Sequence[Meter]) -> list[Float32]:
-        """One pass: the logits [n_vocab] after the last token of each sequence."""
+    def step(
+        self,
+        batch: Sequence[tuple[Sequence[int], KVCache]],
+        meters: Sequence[Meter],
+        counts: Sequence[Sequence[int | None]],
+    ) -> list[list[Candidates]]:
+        """One pass: for each sequence and each of its last tokens the largest logits; see `Network.forward_top`."""
         self.check_open()
         ledger = self.network.backend.ledger
         with self._turns:
             before = ledger.snapshot()
-            rows = self.network.forward_batch(batch, last_only=True)
+            found = self.network.forward_top(batch, counts)
             ran = ledger.since(before)
         for meter in meters:
             meter.add_pass(len(batch), ran)
-        return [row[0] for row in rows]
+        return found
 
     def hidden(self, ids: Sequence[int], cache: KVCache) -> Float32:
         """One pass: the states after the last norm, [n_token, n_embd]."""

@@ -41,8 +41,8 @@ class Session:
         meter = Meter(prompt_tokens=len(self.ids))
         cache = runtime.open_cache(len(self.ids))
         meter.cached_tokens = cache.reuse(self.ids)
-        *_, logits = prefill(runtime, self.ids, cache, meter)
-        self._held: Beginning | None = Beginning(cache=cache, logits=logits)
+        *_, last = prefill(runtime, self.ids, cache, meter)
+        self._held: Beginning | None = Beginning(cache=cache, logits=last.logits)
         self.metrics: Metrics = meter.finish(load_seconds=runtime.load_seconds, threads=runtime.threads)
 
     @property
@@ -67,11 +67,11 @@ class Session:
         before, whole = self._beginning, self._within_context((*self.ids, *ids))
         cache = before.cache.fork(len(whole))
         try:
-            *_, logits = prefill(self._runtime, whole, cache, Meter())
+            *_, last = prefill(self._runtime, whole, cache, Meter())
         except BaseException:
             cache.close()
             raise
-        self.ids, self._held = whole, Beginning(cache=cache, logits=logits)
+        self.ids, self._held = whole, Beginning(cache=cache, logits=last.logits)
         before.cache.close()
 
     def decoder(self, more: More = "", config: GenerationConfig | None = None, **settings: object) -> Decoder:

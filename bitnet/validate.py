@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
 
 import numpy as np
 
 from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
-from bitnet.errors import BitNetError, ModelFileError
-from bitnet.formats import read_formats
+from bitnet.errors import BitNetError, GGUFError, ModelFileError
+from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF
 from bitnet.hf import open_model
 from bitnet.linear import Float32, Matrix
+from bitnet.weight_report import SEVERITIES, Finding, WeightReport, role_of
 from bitnet.weight_statistics import (
     MatrixStatistics,
     NormStatistics,
@@ -33,9 +32,7 @@ from bitnet.weight_statistics import (
 )
 from bitnet.weights import TensorReader
 
-Severity = Literal["error", "warning", "note"]
-_SEVERITIES: tuple[Severity, ...] = get_args(Severity)
-_SHOWN = 20  # findings of one severity that people are shown
+__all__ = ["Finding", "WeightReport", "validate_weights", "verify"]
 
 #: Share of zeros, which is 1 − mean|w| / scale. absmean of a bell-shaped master matrix leaves 31 %; sparser ones are
 #: trained too. Hardly any is what max|w| as scale gives, or a wrong table of codes; hardly anything else is damage.
@@ -53,85 +50,6 @@ _CONVERT = "convert it again from the original checkpoint, with a current conver
 _LAYOUT = "check the packing of the converter: a permutation or another table of codes looks like this"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that is wrong or odd.
-
-    Attributes:
-        subject: Tensor, key or file it is about.
-        what: One sentence.
-        remedy: What the user can do; "" for a note that asks for nothing.
-    """
-
-    severity: Severity
-    subject: str
-    what: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        hint = f"\n         hint: {self.remedy}" if self.remedy else ""
-        return f"{self.severity:<8} {self.subject}: {self.what}{hint}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightReport:
-    """What was found.
-
-    Attributes:
-        file: Its name.
-        findings: Errors first, then warnings, then notes.
-        matrices: Every matrix that could be read, the embedding and the head among them.
-        norms: Every norm.
-    """
-
-    file: str
-    findings: tuple[Finding, ...]
-    matrices: tuple[MatrixStatistics, ...] = ()
-    norms: tuple[NormStatistics, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no error."""
-        return not self.of("error")
-
-    def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """Findings of one severity."""
-        return tuple(f for f in self.findings if f.severity == severity)
-
-    @property
-    def trits(self) -> dict[str, int]:
-        """Weights that are −1, 0 and +1 in all ternary matrices together."""
-        kinds = ("negative", "zero", "positive")
-        return {k: sum(getattr(m, k) for m in self.matrices if m.scale is not None) for k in kinds}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return {
-            "file": self.file,
-            "ok": self.ok,
-            "findings": [asdict(f) for f in self.findings],
-            "trits": self.trits,
-            "matrices": [m.to_dict() | {"shape": list(m.shape)} for m in self.matrices],
-            "norms": [n.to_dict() for n in self.norms],
-        }
-
-    def __str__(self) -> str:
-        lines = [str(f) for severity in _SEVERITIES for f in self.of(severity)[:_SHOWN]]
-        hidden = len(self.findings) - len(lines)
-        lines += [f"… and {hidden} more of the same severities"] if hidden else []
-        trits = self.trits
-        if n := sum(trits.values()):
-            shares = ", ".join(f"{v / n:.1%} {name}" for v, name in zip(trits.values(), ("−1", "0", "+1"), strict=True))
-            ternary = sum(m.scale is not None for m in self.matrices)
-            lines.append(f"{ternary} ternary matrices, {n} weights: {shares}")
-        if self.norms:
-            low, high = min(n.rms for n in self.norms), max(n.rms for n in self.norms)
-            lines.append(f"{len(self.norms)} norms, rms {low:.3g} to {high:.3g}")
-        counts = ", ".join(f"{len(self.of(s))} {s}(s)" for s in _SEVERITIES)
-        lines.append(f"{self.file}: {'sound' if self.ok else 'not usable'} ({counts})")
-        return "\n".join(lines)
-
-
 def verify(path: str | PathLike[str]) -> WeightReport:
     """Examine a GGUF file or a checkpoint in every stage of loading, without raising for what is wrong with it.
 
@@ -147,7 +65,7 @@ def verify(path: str | PathLike[str]) -> WeightReport:
         findings += _text_findings(gguf)
         config, notices = read_config(gguf)
     except ModelFileError as error:
-        return WeightReport(file=Path(path).name, findings=_sorted([*findings, _error(error, fspath(path))]))
+        return WeightReport(file=Path(path).name, findings=_sorted([*findings, _refusal(error, Path(path).name)]))
     findings += [_note(gguf, notice) for notice in notices]
     findings += _vocabulary_findings(gguf, config)
     report = validate_weights(gguf, config)
@@ -159,9 +77,15 @@ def verify(path: str | PathLike[str]) -> WeightReport:
     )
 
 
-def validate_weights(gguf: GGUF, config: ModelConfig) -> WeightReport:
-    """Examine every tensor that the architecture asks for, and name those it does not."""
-    survey = _Survey(gguf)
+def validate_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = None) -> WeightReport:
+    """Examine every tensor that the architecture asks for, and name those it does not.
+
+    Args:
+        gguf: The open file.
+        config: Its hyper-parameters.
+        formats: How its tensors are read; default what `read_formats` finds out.
+    """
+    survey = _Survey(gguf, formats or read_formats(gguf))
     survey.all(config)
     findings = [*survey.findings, *(_note(gguf, notice) for notice in survey.notices)]
     findings += [
@@ -189,8 +113,8 @@ def validate_weights(gguf: GGUF, config: ModelConfig) -> WeightReport:
 class _Survey(TensorReader):
     """Reads as loading does, but counts what it reads, keeps none of it, and goes on after a fault."""
 
-    def __init__(self, gguf: GGUF) -> None:
-        super().__init__(gguf, read_formats(gguf))
+    def __init__(self, gguf: GGUF, formats: Formats) -> None:
+        super().__init__(gguf, formats)
         self.findings: list[Finding] = []
         self.matrices: list[MatrixStatistics] = []
         self.norms: list[NormStatistics] = []
@@ -240,6 +164,16 @@ def _error(error: BitNetError, subject: str) -> Finding:
     return Finding(severity="error", subject=subject, what=error.what, remedy=error.remedy or _CONVERT)
 
 
+def _refusal(error: BitNetError, file: str) -> Finding:
+    """What ended reading, under the key, tensor or header field that it is about."""
+    if not isinstance(error, GGUFError):
+        return _error(error, file)
+    place = [] if error.offset is None else [f"at byte {error.offset}"]
+    place += [] if Path(error.path).name == file else [f"of {Path(error.path).name}"]  # another shard
+    what = f"{error.what} ({' '.join(place)})" if place else error.what
+    return Finding(severity="error", subject=error.field or file, what=what, remedy=error.remedy or _CONVERT)
+
+
 def _note(gguf: GGUF, what: str) -> Finding:
     return Finding(severity="note", subject=gguf.path.name, what=what)
 
@@ -249,7 +183,7 @@ def _warning(subject: str, what: str, remedy: str) -> Finding:
 
 
 def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(findings, key=lambda f: _SEVERITIES.index(f.severity)))
+    return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
 
 
 def _matrix_findings(m: MatrixStatistics, *, ternary: bool) -> list[Finding]:
@@ -281,7 +215,7 @@ def _scale_findings(matrices: Sequence[MatrixStatistics]) -> list[Finding]:
         return [_warning("scales", what, "they may have been dropped in conversion; compare with the checkpoint")]
     by_role: dict[str, list[MatrixStatistics]] = defaultdict(list)
     for m in ternary:
-        by_role[m.name.split(".", 2)[2]].append(m)
+        by_role[role_of(m.name)].append(m)
     found = []
     for role, same in by_role.items():
         usual = median(m.mean_abs for m in same)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from bitnet.config import ModelConfig
 from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF, GGMLType, TensorInfo
-from bitnet.linear import DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
+from bitnet.kernels.row_tiles import as_rows
+from bitnet.linear import Backend, DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
 from bitnet.weight_statistics import constant_fault
 
 #: Types whose float data a kernel reads in place, and the element type the kernel expects.
@@ -85,6 +87,18 @@ class Weights:
     def n_bytes(self) -> int:
         """Bytes of weights read for one token: all projections and the head."""
         return sum(m.n_bytes for m in self.projections()) + self.head.n_bytes
+
+    def packed(self, backend: Backend) -> Weights:
+        """The same, ternary matrices in the layout that the backend's kernels read."""
+
+        def one(value: object) -> object:
+            return backend.pack(value) if isinstance(value, TernaryMatrix) else value
+
+        def layer(old: Layer) -> Layer:
+            changed: dict[str, Any] = {f.name: one(getattr(old, f.name)) for f in fields(old)}
+            return replace(old, **changed)
+
+        return replace(self, layers=tuple(layer(old) for old in self.layers))
 
     def digest(self) -> str:
         """sha256 over the decoded ternary weights (codes and scales), equal for every lossless container of them."""
@@ -178,7 +192,7 @@ class TensorReader:
             n_row=info.shape[0],
             n_col=info.shape[1],
             n_bytes=codes.nbytes + (0 if block_scale is None else block_scale.nbytes),
-            codes=codes,
+            tiles=as_rows(codes),
             scale=total,
             block_scale=block_scale,
         )

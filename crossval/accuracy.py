@@ -29,6 +29,7 @@ from bitnet.codecs.tiles import Tile, kernel_config, propose_tile
 from bitnet.errors import UsageError
 from bitnet.formats import KERNEL_CONFIG_KEY, read_formats
 from bitnet.gguf import GGMLType, TensorData, read, write
+from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import Backend, TernaryMatrix
 from crossval.envelope import QUANTISED_PRODUCT, TERNARY_KEPT
 from reference import rounding
@@ -167,12 +168,14 @@ def _engine_product(path: Path, x: NDArray[np.float32], device: str) -> tuple[Fl
         n_row=info.shape[0],
         n_col=info.shape[1],
         n_bytes=codes.nbytes,
-        codes=codes,
+        tiles=as_rows(codes),
         scale=np.float32(np.float32(scale) * extra),
         block_scale=None,
     )
     backend = Backend(device, 1)
-    product = backend.product(matrix, backend.activations(x), "int8_token", "projection").astype(np.float64)
+    product = backend.product(backend.pack(matrix), backend.activations(x), "int8_token", "projection").astype(
+        np.float64
+    )
     return product, next(iter(backend.ledger))[0].kernel
 
 

@@ -16,6 +16,7 @@ from bitnet.config import Numerics
 from bitnet.errors import TokenizerError
 from bitnet.kernels import instruction_set
 from bitnet.linear import TernaryMatrix
+from bitnet.model import keep
 from bitnet.sampler import greedy
 from bitnet.weights import Layer
 from crossval.metrics import ShapeMismatchError
@@ -89,7 +90,8 @@ class EngineRunner:
         began = time.perf_counter()
         prefilled = began
         for done, end in pairwise(borders):  # `tap` reads `done`
-            rows.append(network.forward(request.ids[done:end], cache, tap=tap))
+            watched = tap if request.taps or lock else keep  # unwatched, the layers run as one compiled call
+            rows.append(network.forward(request.ids[done:end], cache, tap=watched, last_only=request.last_only))
             if len(rows) == 1:
                 prefilled = time.perf_counter()
         generated: list[int] = []
@@ -99,7 +101,7 @@ class EngineRunner:
                 rows.append(network.forward(generated[-1:], cache))
         return Observation(
             ids=(*request.ids, *generated),
-            logits=np.concatenate(rows),
+            logits=np.concatenate(rows)[-(1 + max(len(generated) - 1, 0)) if request.last_only else 0 :],
             generated=tuple(generated),
             taps={key: np.concatenate(parts) for key, parts in recorded.items()},
             seconds={"prefill": prefilled - began, "decode": time.perf_counter() - prefilled},

@@ -86,6 +86,7 @@ def _run(runner: Runner, header: Header, arrays: Arrays) -> Answer:
         n_greedy=header["n_greedy"],
         taps=header["taps"],
         lock=lock,
+        last_only=header["last_only"],
     )
     return pack_observation(runner.run(request))
 

@@ -189,7 +189,7 @@ class LlamaCpp:
         context = self._context(len(request.ids) + request.n_greedy, len(first), callback)
         try:
             started = time.perf_counter()
-            logits = [self._decode(context, first, 0)]
+            logits = [self._decode(context, first, 0, last_only=request.last_only)]
             prefilled = time.perf_counter()
             for position, token in enumerate(rest, start=len(first)):
                 logits.append(self._decode(context, [token], position))
@@ -206,7 +206,7 @@ class LlamaCpp:
             self._api.llama_free(context)
         return Observation(
             ids=(*request.ids, *generated),
-            logits=np.concatenate(logits),
+            logits=np.concatenate(logits)[-(1 + max(len(generated) - 1, 0)) if request.last_only else 0 :],
             generated=tuple(generated),
             taps=taps,
             seconds={"prefill": prefilled - started, "decode": decoded - prefilled},
@@ -280,17 +280,18 @@ class LlamaCpp:
             raise ReferenceFailedError(f"llama.cpp made no context: {_LOG.why()}")
         return int(context)
 
-    def _decode(self, context: int, tokens: Sequence[int], position: int) -> Float32:
-        """Evaluate tokens at consecutive positions: their logits, [n, n_vocab]."""
+    def _decode(self, context: int, tokens: Sequence[int], position: int, *, last_only: bool = False) -> Float32:
+        """Evaluate tokens at consecutive positions: their logits, [n, n_vocab], or those of the last, [1, n_vocab]."""
         n = len(tokens)
         token = (ctypes.c_int32 * n)(*tokens)
         pos = (ctypes.c_int32 * n)(*range(position, position + n))
-        wanted = (ctypes.c_int8 * n)(*[1] * n)
+        n_row = 1 if last_only else n
+        wanted = (ctypes.c_int8 * n)(*[0] * (n - n_row), *[1] * n_row)
         batch = self._api.llama_batch(n_tokens=n, token=token, pos=pos, logits=wanted)  # one sequence, number 0
         code = self._api.llama_decode(context, batch)
         if code != 0:
             raise ReferenceFailedError(f"llama_decode returned {code} for {n} tokens at {position}: {_LOG.why()}")
-        rows = np.ctypeslib.as_array(self._api.llama_get_logits(context), shape=(n, self._n_vocab))
+        rows = np.ctypeslib.as_array(self._api.llama_get_logits(context), shape=(n_row, self._n_vocab))
         return np.array(rows, np.float32)
 
     def _describe(self) -> RunnerInfo:

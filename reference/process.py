@@ -192,6 +192,7 @@ class ProcessRunner:
             "ids": [int(i) for i in request.ids],
             "n_batch": request.n_batch,
             "n_greedy": request.n_greedy,
+            "last_only": request.last_only,
             "taps": request.taps,
             "lock": None if request.lock is None else [[f"lock {i}", *key] for i, (key, _) in enumerate(locks)],
         }
@@ -365,7 +366,7 @@ def _observation(request: Request, answer: Header, arrays: Arrays) -> Observatio
         raise ValueError("ids are no list of whole numbers")
     if tuple(ids) != (*(int(i) for i in request.ids), *generated) or len(generated) != request.n_greedy:
         raise ValueError("ids are not those asked for followed by those generated")
-    rows = n + max(len(generated) - 1, 0)
+    rows = (1 if request.last_only else n) + max(len(generated) - 1, 0)
     logits = arrays["logits"]
     if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
         raise ValueError(f"logits of shape {logits.shape} for {rows} positions")

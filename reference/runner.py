@@ -125,6 +125,7 @@ class Request:
         taps: Whether to capture every intermediate of `ids`.
         lock: Values put in place of what was computed, after the tap recorded it (operations on locked inputs).
             Only the engine and the oracle can do this.
+        last_only: Whether logits are wanted after the last of `ids` alone, as a user of the model wants them.
     """
 
     ids: tuple[int, ...]
@@ -132,6 +133,7 @@ class Request:
     n_greedy: int = 0
     taps: bool = False
     lock: Mapping[TapKey, Float32] | None = None
+    last_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,7 @@ class Observation:
     Attributes:
         ids: `Request.ids` followed by the generated ids.
         logits: [n, n_vocab] f32, row i are the logits after ids[:i + 1]. One row for each of `ids` that was
-            evaluated: len(request.ids) + max(n_greedy − 1, 0) rows.
+            evaluated: len(request.ids) + max(n_greedy − 1, 0) rows; with `last_only` those from the last of `ids` on.
         generated: The greedy continuation.
         taps: (tap, layer) → [n_token, width] f32 over `Request.ids`. A tap that the engine does not have is absent.
         seconds: Wall time by phase, `prefill` and `decode`.

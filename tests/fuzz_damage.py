@@ -33,20 +33,20 @@ NUMBERS = (
 )
 
 
-@lru_cache(1)
-def _seeds() -> tuple[bytes, ...]:
-    return tuple(fuzz_seeds.seeds().values())
+@lru_cache
+def _seeds(target: str) -> tuple[bytes, ...]:
+    return tuple(fuzz_seeds.seeds(target).values())
 
 
-@lru_cache(1)
-def _words() -> tuple[bytes, ...]:
-    return tuple(fuzz_seeds.dictionary())
+@lru_cache
+def _words(target: str) -> tuple[bytes, ...]:
+    return tuple(fuzz_seeds.dictionary(target))
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
+def damaged(draw: st.DrawFn, target: str = "model") -> bytes:
     """A valid file with one to eight faults."""
-    raw = bytearray(draw(st.sampled_from(_seeds())))
+    raw = bytearray(draw(st.sampled_from(_seeds(target))))
     header = min(len(raw), 6000)  # most of what can be wrong is in front
     for _ in range(draw(st.integers(1, 8))):
         if not raw:
@@ -66,7 +66,7 @@ def damaged(draw: st.DrawFn) -> bytes:
         elif kind == "u64":
             raw[at : at + 8] = draw(st.sampled_from(NUMBERS)).to_bytes(8, "little")
         elif kind == "word":
-            word = draw(st.sampled_from(_words()))
+            word = draw(st.sampled_from(_words(target)))
             raw[at : at + len(word)] = word
         elif kind == "cut":
             del raw[at : at + draw(st.integers(1, 64))]

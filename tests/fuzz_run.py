@@ -19,14 +19,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "fixtures" / "fuzz"
-MAX_INPUT = {"container": 8_192, "model": 32_768}  # bytes; more makes it slow, and finds no more
-BATCH = {"container": 150_000, "model": 40_000}  # executions of one process: atheris keeps some memory after each
+MAX_INPUT = {"container": 8_192, "model": 32_768, "files": 16_384}  # bytes; more makes it slow, and finds no more
+BATCH = {
+    "container": 150_000,
+    "model": 40_000,
+    "files": 20_000,
+}  # executions of one process: atheris keeps some memory after each
 #: What reads the file. The kernels are left out: numba compiles their byte code, so it must stay as it is.
 INSTRUMENTED = (
     *("bitnet.gguf", "bitnet.gguf_header", "bitnet.gguf_layout", "bitnet.gguf_shards", "bitnet.gguf_strings"),
     *("bitnet.gguf_types", "bitnet.architecture", "bitnet.weights", "bitnet.weight_statistics", "bitnet.validate"),
     *("bitnet.vocabulary", "bitnet.tokenizer", "bitnet.tokenizer_spm", "bitnet.pretokenizers", "bitnet.chat"),
-    "bitnet.codecs",
+    *("bitnet.formats", "bitnet.pre_evidence", "bitnet.codecs", "bitnet.hf", "bitnet.hf_config", "bitnet.hf_weights"),
+    *("bitnet.hf_tokenizer", "bitnet.master_weights", "bitnet.safetensors_file", "bitnet.tokenizer_files"),
+    *("bitnet.tokenizer_json", "bitnet.tokenizer_model"),
 )
 
 
@@ -39,10 +45,11 @@ def on_hang(*_: object) -> None:
     raise Hang("over 2 s of CPU")
 
 
-def keep(raw: bytes) -> Path:
+def keep(raw: bytes, target: str) -> Path:
     """Write an input that is a finding."""
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.gguf"
+    kind = "files" if target == "files" else "gguf"  # the tests take it to the same target
+    path = FINDINGS / f"found-{hashlib.sha256(raw).hexdigest()[:16]}.{kind}"
     path.write_bytes(raw)
     return path
 
@@ -79,16 +86,16 @@ def batch(arguments: argparse.Namespace) -> None:
     from fuzz_seeds import write_corpus
 
     FINDINGS.mkdir(parents=True, exist_ok=True)  # libFuzzer wants it to be there
-    write_corpus(arguments.folder / "seeds")
+    write_corpus(arguments.folder / f"seeds-{arguments.target}", arguments.target)
     corpus = arguments.folder / f"corpus-{arguments.target}"
     corpus.mkdir(exist_ok=True)
 
     def one(raw: bytes) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 2.0)  # the process may be paused, so hours of wall time mean nothing
         try:
-            examine(raw, container=arguments.target == "container")
+            examine(raw, arguments.target)
         except Exception:
-            print(f"finding: {keep(raw)}", file=sys.stderr)
+            print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
@@ -99,13 +106,14 @@ def batch(arguments: argparse.Namespace) -> None:
         f"-max_total_time={arguments.seconds}",
         f"-max_len={MAX_INPUT[arguments.target]}",
         "-timeout=7200",  # of wall time, for code that never comes back to Python; the target allows 1 s of CPU
+        "-report_slow_units=7200",  # likewise: else a busy machine leaves files among the findings
         "-rss_limit_mb=2048",
         f"-dict={arguments.folder / 'dictionary.txt'}",
         f"-artifact_prefix={FINDINGS}/",
         "-print_final_stats=1",
         f"-seed={arguments.seed}",
     ]
-    atheris.Setup([sys.argv[0], *flags, str(corpus), str(arguments.folder / "seeds")], one)
+    atheris.Setup([sys.argv[0], *flags, str(corpus), str(arguments.folder / f"seeds-{arguments.target}")], one)
     atheris.Fuzz()
 
 
@@ -125,16 +133,16 @@ def with_hypothesis(arguments: argparse.Namespace) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=[hypothesis.Phase.generate],
     )
-    @hypothesis.given(damaged())
+    @hypothesis.given(damaged(arguments.target))
     def one(raw: bytes) -> None:
         nonlocal done
         if time.monotonic() - begin > arguments.seconds:
             return
         done += 1
         try:
-            examine(raw, container=arguments.target == "container")
+            examine(raw, arguments.target)
         except Exception:
-            print(f"finding: {keep(raw)}", file=sys.stderr)
+            print(f"finding: {keep(raw, arguments.target)}", file=sys.stderr)
             raise
 
     one()
@@ -145,9 +153,9 @@ def main() -> None:
     """Choose the engine and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engine", choices=["atheris", "batch", "hypothesis"], default="atheris")
-    parser.add_argument("--target", choices=["container", "model"], default="model", help="how far inputs are taken")
+    parser.add_argument("--target", choices=list(BATCH), default="model", help="how far inputs are taken")
     parser.add_argument("--runs", type=int, default=100_000)
-    parser.add_argument("--seconds", type=int, default=3600)
+    parser.add_argument("--seconds", type=int, default=6 * 3600, help="of wall time, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "fuzz", help="of seeds and corpus")
     arguments = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 
+import fuzz_files
 import numpy as np
 
 from bitnet.architecture import read_config
@@ -23,8 +24,15 @@ class Finding(Exception):  # noqa: N818  # what a fuzzer is after
     """An input that takes too long or too much memory."""
 
 
-def examine(raw: bytes, *, container: bool = False) -> str:
-    """Take bytes as far as they go, or as a container only; returns the last stage they passed.
+TARGETS = ("container", "model", "files")
+
+
+def examine(raw: bytes, target: str = "model") -> str:
+    """Take bytes as far as they go; returns the last stage they passed.
+
+    Args:
+        raw: The input.
+        target: `model` is a GGUF, `container` its header and layout alone, `files` any other file.
 
     Raises:
         Finding: They took too long, or too much memory.
@@ -32,7 +40,7 @@ def examine(raw: bytes, *, container: bool = False) -> str:
     """
     start, peak = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with np.errstate(all="ignore"):  # warnings are for people, and these numbers are noise
-        stage = _stages(raw, container=container)
+        stage = fuzz_files.stages(raw) if target == "files" else _stages(raw, container=target == "container")
     seconds = time.thread_time() - start
     if seconds > MAX_SECONDS:
         raise Finding(f"{seconds:.2f} s, at stage {stage}")

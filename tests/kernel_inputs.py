@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bitnet.codecs.i2_s import trits_to_codes
+from bitnet.kernels import plain, row_tiles
+from bitnet.kernels.variants import PLAIN, choose, for_blocks
 
 QUANTISERS = ("int8_token", "q8_k", "q8_0")
 ROW_KERNELS = (
@@ -32,6 +34,11 @@ def activations(draw):
     shape = (draw(st.integers(1, 5)), draw(st.sampled_from([256, 512])))
     special = st.sampled_from([0.0, -0.0, 0.5, 1.5, -2.5, 127.0, -127.0, 1e-5, 1e-40, 3e38, -3e38])
     return draw(arrays(np.float32, shape, elements=special | st.floats(-(2.0**100), 2.0**100, width=32), fill=special))
+
+
+def unit(name):
+    """Rows that a compiled kernel's range counts as one: a ternary matrix is split by tiles of 16."""
+    return 16 if name.startswith("ternary") else 1
 
 
 def quantise(module, how, x):
@@ -82,8 +89,10 @@ class row_kernel:  # noqa: N801  it is called as a function is
         """The products; of one `token` alone, or `without` one of the activations."""
         x = self.x if token is None else self.x[token : token + 1]
         out = np.full((len(x), self.n_row), np.nan, np.float32) if out is None else out
-        rows = (row, self.n_row if end is None else end, out)
-        codes = pack(self.trits)
+        step = 1 if module is plain else unit(self.name)
+        rows = (row, -(-self.n_row // step) if end is None else end, out)
+        v = PLAIN if module is plain else for_blocks(choose())
+        tiles = row_tiles.pack(pack(self.trits), v.layout).data
         quantised = quantise(module, {"ternary_blocks": "q8_k", "q8_0_blocks": "q8_0"}.get(self.name, "int8_token"), x)
         if without is not None:
             x = x.copy()
@@ -94,12 +103,12 @@ class row_kernel:  # noqa: N801  it is called as a function is
             quantised[0][:, without] = 0
         if self.name == "ternary_int8_token":
             q, scale, total = quantised
-            module.ternary_int8_token(codes, q, total, scale, self.scale, *rows)
+            module.ternary_int8_token(v, tiles, q, total, scale, self.scale, *rows)
         elif self.name == "ternary_blocks":
             q, scale, total = quantised
-            module.ternary_blocks(codes, self.block_scale, q, total, scale, self.scale, *rows)
+            module.ternary_blocks(v, tiles, self.block_scale, q, total, scale, self.scale, *rows)
         elif self.name == "ternary_float":
-            module.ternary_float(codes, self.block_scale, x, self.scale, *rows)
+            module.ternary_float(v, tiles, self.block_scale, x, self.scale, *rows)
         elif self.name == "q8_0_blocks":
             module.q8_0_blocks(self.int8, self.block_scale, *quantised, *rows)
         elif self.name == "q8_0_float":

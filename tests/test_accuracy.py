@@ -60,8 +60,8 @@ def test_the_envelopes_are_those_promised():
 def test_a_kernel_that_lies_is_noticed(monkeypatch, defect):
     honest = plain.ternary_int8_token
 
-    def lying(codes, q, total, scale, tensor_scale, row, end, out):
-        honest(codes, q, total, scale, tensor_scale, row, end, out)
+    def lying(v, codes, q, total, scale, tensor_scale, row, end, out):
+        honest(v, codes, q, total, scale, tensor_scale, row, end, out)
         if defect == "scale":
             out *= np.float32(1.005)
         elif defect == "rounding":

@@ -79,10 +79,10 @@ def test_an_error_in_the_middle_of_a_batch_gives_everything_back(model):
     script = tokenizer.encode(TEXT, add_special=False)
 
     class Broken(Scripted):
-        def step(self, batch, meters):
+        def step(self, batch, meters, counts=None):
             if len(batch) > 1:
                 raise BitNetError("it broke")
-            return super().step(batch, meters)
+            return super().step(batch, meters, counts)
 
     broken = Broken(script, n_vocab=tokenizer.n_vocab)
     with pytest.raises(BitNetError, match="it broke"):

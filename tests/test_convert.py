@@ -13,8 +13,9 @@ import pytest
 
 import bitnet
 from bitnet import convert as converting
-from bitnet.codecs import CODECS, codecs
+from bitnet.codecs import CODECS, Tile, codecs
 from bitnet.codecs.i2_s import unpack_i2_s
+from bitnet.codecs.tiles import kernel_config
 from bitnet.convert import TARGETS, convert
 from bitnet.errors import BitNetError, ModelFileError, ResourceLimitError, UsageError
 from bitnet.formats import read_formats
@@ -245,6 +246,22 @@ def test_the_embedding_is_of_the_type_that_is_asked_for_and_its_loss_is_counted(
         back = convert(tmp_path / "a", tmp_path / "b", type="i2_s", embedding_type="f32")
         assert back.lossless
     assert np.isfinite(logits(tmp_path / "a")).all()
+
+
+def test_tiles_are_those_of_the_build_that_will_read_the_file(tmp_path):
+    config = tmp_path / "kernel_config.ini"
+    shapes = {i.shape for i in read(SOURCE).tensors.values() if i.type == GGMLType.I2_S}
+    tiles = {shape: Tile(bm=32, bk=96, bmm=32) for shape in shapes}
+    config.write_text(kernel_config(tiles))
+    target = tmp_path / "m" / "a.gguf"
+    assert convert(SOURCE, target, type="tl2", kernel_config=config).lossless
+    found = read_formats(read(target)).tiles
+    assert all(found[GGMLType.TL2, *shape] == tile for shape, tile in tiles.items())
+    assert (logits(target) == logits(SOURCE)).all()
+    with pytest.raises(UsageError, match="only tl1 and tl2 have tiles"):
+        convert(SOURCE, tmp_path / "b", type="i2_s", kernel_config=config)
+    with pytest.raises(UsageError, match="cannot be read"):
+        convert(SOURCE, tmp_path / "b", type="tl1", kernel_config=tmp_path / "none.ini")
 
 
 def test_every_tensor_is_listed_with_what_it_was_and_is(tmp_path):

@@ -33,14 +33,6 @@ def locked(ours, theirs):
     assert LOCKED_OPERATION.holds(found.ratio), found.ratio
 
 
-def sums_are_exact(kernel, trits, q):
-    codes = inputs.pack(trits)
-    total = q.sum(axis=1, dtype=np.int32)
-    out = np.full((len(q), len(trits)), -1, np.int32)
-    kernel(codes, q, total, 0, len(trits), out)
-    assert np.array_equal(out, q.astype(np.int64) @ trits.astype(np.int64).T)
-
-
 # --- quantisers ----------------------------------------------------------------------------------------------------
 
 
@@ -80,43 +72,7 @@ def test_a_block_of_almost_nothing_is_zero(how, value):
     assert not any(t.any() for t in totals)
 
 
-# --- matrices: integers --------------------------------------------------------------------------------------------
-
-
-@given(SEEDS, TOKENS, st.integers(1, 24), st.integers(1, 20))
-@FEW
-def test_ternary_sums_equal_int64(seed, n_token, n_row, groups):
-    rng = np.random.default_rng(seed)
-    trits = rng.integers(-1, 2, (n_row, 128 * groups), np.int8)
-    sums_are_exact(cpu.ternary_sums, trits, rng.integers(-128, 128, (n_token, 128 * groups), np.int8))
-
-
-@pytest.mark.parametrize("n_col", [128, 2560, 6912])
-@pytest.mark.parametrize("trit", [-1, 0, 1])
-@pytest.mark.parametrize("code", [-128, 127])
-def test_the_largest_sums_do_not_wrap(n_col, trit, code):
-    trits, q = np.full((3, n_col), trit, np.int8), np.full((2, n_col), code, np.int8)
-    sums_are_exact(cpu.ternary_sums, trits, q)
-    sums_are_exact(plain.ternary_sums, trits, q)
-
-
-def test_the_comparison_of_sums_catches_one_wrong_trit_and_sums_that_wrap():
-    rng = np.random.default_rng(0)
-    trits, q = rng.integers(-1, 2, (4, 256), np.int8), rng.integers(1, 128, (2, 256), np.int8)
-
-    def one_code_off(codes, *rest):
-        codes = codes.copy()
-        codes[2, 5] ^= 1 << 4 if (codes[2, 5] >> 4) & 3 != 2 else 2 << 4
-        cpu.ternary_sums(codes, *rest)
-
-    def int16(codes, q, total, row, end, out):
-        cpu.ternary_sums(codes, q, total, row, end, out)
-        out[:] = out.astype(np.int16)
-
-    with pytest.raises(AssertionError):
-        sums_are_exact(one_code_off, trits, q)
-    with pytest.raises(AssertionError):
-        sums_are_exact(int16, np.ones((1, 2560), np.int8), np.full((1, 2560), 127, np.int8))
+# --- matrices (the sums of trits: test_ternary.py) ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", inputs.ROW_KERNELS)
@@ -155,13 +111,14 @@ def test_that_bound_catches_a_wrong_scale_and_a_lost_product(name):
 @given(seed=SEEDS, n_token=TOKENS, borders=st.lists(st.integers(0, 17), max_size=4))
 @FEW
 def test_rows_may_be_split_anywhere(name, seed, n_token, borders):
-    call = inputs.row_kernel(name, np.random.default_rng(seed), n_token, 17, 256)
-    whole, parts = call(cpu), np.full((n_token, 17), np.nan, np.float32)
+    unit = inputs.unit(name)
+    call = inputs.row_kernel(name, np.random.default_rng(seed), n_token, 17 * unit, 256)
+    whole, parts = call(cpu), np.full((n_token, 17 * unit), np.nan, np.float32)
     borders = sorted([0, *borders, 17])
     for row, end in pairwise(borders):
-        before = parts.copy()
+        before, mine = parts.copy(), np.s_[unit * row : unit * end]
         call(cpu, row=row, end=end, out=parts)
-        same_bits(np.delete(parts, np.s_[row:end], axis=1), np.delete(before, np.s_[row:end], axis=1))
+        same_bits(np.delete(parts, mine, axis=1), np.delete(before, mine, axis=1))
     same_bits(parts, whole)
 
 

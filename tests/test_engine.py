@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bitnet.errors import UsageError
+from bitnet.kernels.row_tiles import as_rows
 from crossval.engine import PROJECTIONS, EngineRunner, source_digest
 from crossval.metrics import ShapeMismatchError
 from reference.oracle import Oracle
@@ -114,7 +115,8 @@ def test_one_flipped_trit_shows_in_the_integer_sums(engine):
     layer = wrong.model.weights.layers[1]
     codes = layer.up.codes.copy()
     codes[3, 10] ^= 0b01
-    changed = replace(layer, up=replace(layer.up, codes=codes))
+    up = wrong.model.network.backend.pack(replace(layer.up, tiles=as_rows(codes)))
+    changed = replace(layer, up=up)
     wrong.model.weights = replace(wrong.model.weights, layers=(wrong.model.weights.layers[0], changed))
     x = engine.run(Request(ids=IDS, taps=True)).taps["ffn_norm", 1]
     a, b = engine.integer_sums("ffn_up", 1, x), wrong.integer_sums("ffn_up", 1, x)

@@ -9,24 +9,41 @@ from pathlib import Path
 import fuzz_seeds
 import fuzz_target
 import pytest
+from checkpoints import INDEX, SINGLE
 from fuzz_damage import damaged
+from fuzz_files import CONFIG, RANKS
 from fuzz_run import BATCH, FINDINGS, MAX_INPUT
-from fuzz_target import Finding, examine
+from fuzz_target import TARGETS, Finding, examine
 from hypothesis import HealthCheck, given, settings
 
 SEEDS = fuzz_seeds.seeds()
+OTHERS = fuzz_seeds.seeds("files")
 
 
 def test_what_was_found_once():
-    for path in sorted(FINDINGS.glob("*.gguf")):
-        examine(path.read_bytes())
+    for target, kind in (("model", "gguf"), ("files", "files")):
+        for path in sorted(FINDINGS.glob(f"*.{kind}")):
+            examine(path.read_bytes(), target)
 
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_the_seeds_are_valid(name):
     whole = {"container", "empty", "byte pairs", "pieces", "three tokens"}
     assert examine(SEEDS[name]) == ("container" if name in whole else "weights")
-    assert examine(SEEDS[name], container=True) == "container"
+    assert examine(SEEDS[name], "container") == "container"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_seeds_are_valid(name):
+    whole = {CONFIG, INDEX, SINGLE}
+    companion = name.startswith(f"{RANKS} ")  # of ranks, but it is laid beside pieces
+    assert examine(OTHERS[name], "files") == ("weights" if name in whole else "nothing" if companion else "file")
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(damaged("files"))
+def test_damage_to_other_files_gives_a_model_or_our_error(raw):
+    examine(raw, "files")
 
 
 @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -62,12 +79,13 @@ def test_slowness_and_hunger_are_findings(monkeypatch):
 
 
 def test_the_corpus_and_the_dictionary_are_what_libfuzzer_reads(tmp_path):
-    fuzz_seeds.write_corpus(tmp_path / "seeds")
-    assert len(list((tmp_path / "seeds").iterdir())) == len(SEEDS) >= 10
-    for line in (tmp_path / "dictionary.txt").read_text().splitlines():
-        assert line.startswith('"\\x')
-        assert line.endswith('"')
-    assert set(BATCH) == set(MAX_INPUT) == {"container", "model"}
+    for target in TARGETS:
+        fuzz_seeds.write_corpus(tmp_path / target, target)
+        assert len(list((tmp_path / target).iterdir())) == len(fuzz_seeds.seeds(target)) >= 7
+        for line in (tmp_path / "dictionary.txt").read_text().splitlines():
+            assert line.startswith('"\\x')
+            assert line.endswith('"')
+    assert set(BATCH) == set(MAX_INPUT) == set(TARGETS)
 
 
 def test_the_hypothesis_engine_counts_what_it_ran(tmp_path):

@@ -19,7 +19,7 @@ from bitnet.generate import Decoder, prefill
 from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Backend
 from bitnet.metrics import Meter
-from bitnet.model import Network
+from bitnet.model import Candidates, Network
 from bitnet.runtime import Runtime
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "models" / "tiny-relu2.i2_s.gguf"
@@ -50,7 +50,7 @@ class Scripted(Runtime):
         self.capacities.append(n_ctx)
         return super().open_cache(n_ctx, context)
 
-    def step(self, batch, meters):
+    def step(self, batch, meters, counts=None):
         rows = []
         for ids, cache in batch:
             cache.reserve(len(ids))
@@ -58,7 +58,7 @@ class Scripted(Runtime):
             self.calls.append(tuple(ids))
             rows.append(np.zeros(self.config.n_vocab, np.float32))
             rows[-1][self.script[len(self.calls) - 1]] = 9
-        return rows
+        return [[Candidates(ids=None, logits=row)] for row in rows]
 
 
 @pytest.fixture
@@ -176,9 +176,9 @@ def test_timing_counts_what_was_evaluated_and_not_the_reader(tokenizer, script):
 
 def test_logits_that_are_not_numbers_stop_it_with_an_error(tokenizer):
     class Broken(Scripted):
-        def step(self, batch, meters):
+        def step(self, batch, meters, counts=None):
             super().step(batch, meters)
-            return [np.full(self.config.n_vocab, np.nan, np.float32)]
+            return [[Candidates(ids=None, logits=np.full(self.config.n_vocab, np.nan, np.float32))]]
 
     broken = Broken([0], n_vocab=tokenizer.n_vocab)
     with pytest.raises(BitNetError, match="no logit is a finite number"):
@@ -215,7 +215,7 @@ def test_a_prompt_in_chunks_has_the_same_logits(model, monkeypatch, chunk):
     monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
     cache, meter = model.network.new_cache(len(ids)), Meter()
     steps = list(prefill(model.runtime, ids, cache, meter))
-    assert np.array_equal(steps[-1], model.logits(ids)[-1])
+    assert np.array_equal(steps[-1].logits, model.logits(ids)[-1])
     assert len(steps) == -(-len(ids) // chunk)
     assert cache.n_past == meter.prefill_tokens == len(ids)
 

@@ -13,6 +13,7 @@ from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.gguf import GGMLType
 from bitnet.hf import Checkpoint, interleaved_order, open_model
 from bitnet.linear import TernaryMatrix
+from bitnet.validate import verify
 
 LIMIT = 1e-6  # of max|ref| for one operation on locked inputs: float32 sums in another order
 PROJECTIONS = {
@@ -264,6 +265,26 @@ def test_a_tensor_that_is_wrong(tmp_path, name):
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("name", [*CONFIGS, *TENSORS])
+def test_verifying_names_what_loading_refuses(tmp_path, name):
+    folder = ck.copied(tmp_path)
+    if name in CONFIGS:
+        changes, words = CONFIGS[name]
+        ck.configure(folder, **changes)
+    else:
+        changes, words = TENSORS[name]
+        ck.change(folder, **changes)
+    report = verify(folder)
+    assert any(re.search(words, f.what) for f in report.of("error")), report
+
+
+def test_a_sound_checkpoint_is_verified(tmp_path):
+    report = verify(ck.copied(tmp_path))
+    assert {f.subject for f in report.of("error")} == {"tokenizer"}  # these have none
+    assert len(report.matrices) == 2 * 7 + 2
+    assert sum(report.trits.values()) == 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
+
+
 def test_a_second_head_of_a_tied_model_is_not_used_and_said(tmp_path):
     folder = ck.copied(tmp_path)
     ck.configure(folder, tie_word_embeddings=True)
@@ -322,3 +343,24 @@ def test_a_tokenizer_beside_it_is_found_and_its_keys_are_typed(tmp_path):
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "BPE"
     assert model.metadata["tokenizer.ggml.model"] == "gpt2"
     assert len(model.metadata["tokenizer.ggml.tokens"]) >= model.config.n_vocab
+
+
+@pytest.mark.hf
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("name", ck.NAMES)
+def test_every_operation_of_the_installed_transformers(tmp_path, monkeypatch, name):
+    """As with the recordings, on a checkpoint that it writes now."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from fixtures.hf import build
+
+    case = next(case for case in build.CASES if case.name == name)
+    build.write_checkpoint(case, tmp_path / name)
+    taps = build.observe(tmp_path / name, case.family, build.ids_of(case))
+    np.savez(tmp_path / f"{name}.npz", **taps)
+    monkeypatch.setattr(ck, "FIXTURES", tmp_path)
+    ids, taps = recording(name)
+    worst = locked(bitnet.load(tmp_path / name), ids, taps)
+    assert len(worst) == len(taps) >= 18
+    assert max(worst.values()) <= LIMIT, max(worst.items(), key=lambda item: item[1])

@@ -1,12 +1,15 @@
 """What a configuration says, field by field; what it may not say is tried on whole checkpoints in test_hf."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitnet.errors import ModelFileError
-from bitnet.hf_config import read_config
+from bitnet.hf_config import MAX_SIZE, read_config
 
 BASE = {
     "model_type": "bitnet",
@@ -106,3 +109,30 @@ def test_scaling_bounds_in_the_wrong_order():
 def test_heads_wider_than_the_model_are_told():
     found = read(head_dim=64)
     assert found.metadata["bitnet-b1.58.attention.key_length"][1] == 64
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = (
+    *BASE,
+    *("head_dim", "hidden_act", "rope_scaling", "rope_parameters", "quantization_config", "tie_word_embeddings"),
+    *("architectures", "partial_rotary_factor", "attention_bias"),
+)
+ROPE = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+QUANTISATION = ("quant_method", "linear_class", "quantization_mode", "use_rms_norm")
+INSIDE = st.dictionaries(
+    st.sampled_from((*ROPE, "rope_theta", *QUANTISATION)),
+    JSON | st.sampled_from(("llama3", "linear", "bitnet", "bitlinear", "online", 1.0, 8.0)),
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON | INSIDE, max_size=4))
+def test_any_value_in_any_field_is_read_or_refused(changes):
+    with suppress(ModelFileError):
+        found = read(**changes)
+        assert found.n_head * found.head_dim <= MAX_SIZE
+        assert found.n_head % found.n_head_kv == 0
+        assert found.rope_factors is None or np.isfinite(found.rope_factors).all()

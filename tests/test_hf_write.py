@@ -7,11 +7,14 @@ import golden_models
 import numpy as np
 import pytest
 import small_models
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bitnet
 from bitnet.convert import convert
 from bitnet.errors import UsageError
 from bitnet.gguf import GGMLType, TensorData, read, write
+from bitnet.hf_write import divisor
 
 SOURCE = golden_models.model("b158_a")
 
@@ -64,15 +67,39 @@ def test_a_tokenizer_that_cannot_be_written_is_said(tmp_path):
     assert read(tmp_path / "a.gguf").metadata["tokenizer.ggml.model"] == "llama"
 
 
+@given(st.floats(2**-40, 2**40, width=32))
+def test_the_divisor_is_the_best_there_is(scale):
+    scale = np.float32(scale)
+    found = divisor(scale)
+    apart = abs(np.float32(1) / found - scale)
+    assert apart <= np.spacing(scale)
+    near = np.float32(1) / scale
+    for _ in range(4):
+        near = np.nextafter(near, np.float32(0))
+    for _ in range(9):
+        assert abs(np.float32(1) / near - scale) >= apart
+        near = np.nextafter(near, np.float32(np.inf))
+
+
 @pytest.mark.hf
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("golden", ["b158_a", "b158_hd128", "bitnet_silu", "llama_tied"])
-def test_transformers_computes_the_same_logits(tmp_path, monkeypatch, golden):
+@pytest.mark.parametrize(
+    ("golden", "form"),
+    [
+        ("b158_a", "hf"),
+        ("b158_a", "hf-bitlinear"),
+        ("b158_hd128", "hf"),
+        ("bitnet_silu", "hf"),
+        ("llama_tied", "hf"),
+        ("llama_tied", "hf-bitlinear"),
+    ],
+)
+def test_transformers_computes_the_same_logits(tmp_path, monkeypatch, golden, form):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     source = golden_models.model(golden)
-    convert(source, tmp_path / "m", type="hf")
+    convert(source, tmp_path / "m", type=form)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", attn_implementation="eager")
     ids = (3, 1, 4, 1, 5, 9, 2, 6)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import kernel_inputs as inputs
 import numpy as np
@@ -14,6 +15,8 @@ from bitnet import linear
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
 from bitnet.kernels import plain
+from bitnet.kernels.row_tiles import as_rows
+from bitnet.kernels.variants import VARIANTS, runs_here
 from bitnet.linear import Activations, Backend, DenseMatrix, Int8Matrix, Matrix, TernaryMatrix
 from crossval.envelope import INTEGER_SUMS, LOCKED_OPERATION
 from crossval.metrics import difference
@@ -32,7 +35,7 @@ def matrix(kind, seed=0):
         trits = rng.integers(-1, 2, (N_ROW, N_COL), np.int8)
         blocks = rng.uniform(0.5, 2, (N_ROW, 2)).astype(np.float32) if "block" in kind else None
         weights = trits * float(SCALE) * (1 if blocks is None else np.repeat(blocks.astype(np.float64), 256, axis=1))
-        return TernaryMatrix(**kept, codes=inputs.pack(trits), block_scale=blocks), weights
+        return TernaryMatrix(**kept, tiles=as_rows(inputs.pack(trits)), block_scale=blocks), weights
     if kind == "int8":
         data = rng.integers(-128, 128, (N_ROW, N_COL)).astype(np.int8)
         blocks = rng.uniform(0.01, 0.02, (N_ROW, N_COL // 32)).astype(np.float32)
@@ -47,6 +50,11 @@ def matrix(kind, seed=0):
         exact = (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         return DenseMatrix(**kept, data=bits.view(np.int16)), exact * float(SCALE)
     return DenseMatrix(**kept, data=data), data * float(SCALE)
+
+
+def packed(backend, m):
+    """A matrix as a backend wants it."""
+    return backend.pack(m) if isinstance(m, TernaryMatrix) else m
 
 
 def exactly_rounded(x, how):
@@ -79,7 +87,7 @@ def test_every_pair(kind, how, device):
     m, weights = matrix(kind)
     x = inputs_of()
     backend = Backend(device, 1)
-    ours = backend.product(m, backend.activations(x), how, "projection")
+    ours = backend.product(packed(backend, m), backend.activations(x), how, "projection")
     assert ours.dtype == np.float32
     assert LOCKED_OPERATION.holds(ratio(ours, exactly_rounded(x, how) @ weights.T))
     for other in HOWS:  # the comparison tells every other rounding, and a forgotten scale
@@ -94,6 +102,7 @@ def test_threads_change_no_bit(kind, how, monkeypatch):
     monkeypatch.setattr(linear, "_MIN_SHARE", 1)
     m, _ = matrix(kind)
     one, *others = (Backend("cpu", n) for n in (1, 2, 3, 64))
+    m = packed(one, m)
     expected = one.product(m, one.activations(inputs_of()), how, "head")
     for backend in others:
         assert np.array_equal(backend.product(m, backend.activations(inputs_of()), how, "head"), expected)
@@ -101,7 +110,7 @@ def test_threads_change_no_bit(kind, how, monkeypatch):
 
 def test_the_ledger_counts_every_call():
     backend = Backend("cpu", 2)
-    ternary, half = matrix("ternary")[0], matrix("f16")[0]
+    ternary, half = packed(backend, matrix("ternary")[0]), matrix("f16")[0]
     a = backend.activations(inputs_of())
     for _ in range(2):
         backend.product(ternary, a, "int8_token", "projection")
@@ -109,7 +118,8 @@ def test_the_ledger_counts_every_call():
     head, projection = list(backend.ledger)
     assert (head[0].kernel, head[0].role, head[0].weight_type) == ("cpu.dense.none", "head", "f16")
     assert (projection[0].kernel, projection[0].weight_type) == ("cpu.ternary_int8_token.int8_token", "ternary")
-    assert (projection[1].calls, projection[1].rows, projection[1].bytes) == (2, 2 * 3 * N_ROW, 2000)
+    assert (projection[1].calls, projection[1].rows, projection[1].bytes) == (2, 2 * 3 * N_ROW, 2 * ternary.n_bytes)
+    assert ternary.n_bytes == 48 * N_COL // 4  # rows are padded to 16
     assert (head[1].calls, head[1].rows, head[1].bytes) == (1, 3 * N_ROW, 1000)
     assert Backend("plain", 1).ledger is not backend.ledger
 
@@ -133,6 +143,43 @@ def test_which_kernel_ran(kind, how, kernel):
     [(use, _)] = backend.ledger
     assert use.kernel == f"plain.{kernel}.{how}"
     assert use.isa == "numpy"
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("how", ["int8_token", "none", "q8_k"])
+def test_every_variant_gives_the_same_bits_and_says_which_it_is(kind, how):
+    found = []
+    for v in (v for v in VARIANTS.values() if runs_here(v) and not (how == "q8_k" and v.layout == "base-3")):
+        backend = Backend("cpu", 1, v)
+        m = backend.pack(matrix(kind)[0])
+        assert m.tiles.layout == v.layout
+        assert np.array_equal(m.codes, matrix(kind)[0].codes)
+        found.append(backend.product(m, backend.activations(inputs_of()), how, "projection"))
+        [(use, _)] = backend.ledger
+        assert use.isa == v.isa
+    assert len(found) >= 2
+    assert all(np.array_equal(one.view(np.int32), found[0].view(np.int32)) for one in found)
+
+
+def test_columns_that_fill_no_tile_are_padded():
+    """384 columns are 19.2 tiles of 20."""
+    backend, codes = Backend("cpu", 1, VARIANTS["generic-base3"]), matrix("ternary")[0].codes[:, :96]
+    m = replace(matrix("ternary")[0], n_col=384, tiles=as_rows(np.ascontiguousarray(codes)))
+    x = inputs_of()[:, :384]
+    expected = Backend("plain", 1).product(m, Activations(x, plain), "int8_token", "head")
+    assert np.array_equal(backend.product(backend.pack(m), backend.activations(x), "int8_token", "head"), expected)
+
+
+def test_a_matrix_packed_for_other_kernels_is_refused():
+    backend = Backend("cpu", 1, VARIANTS["generic"])
+    m = matrix("ternary")[0]
+    for use in (
+        lambda: backend.product(m, backend.activations(inputs_of()), "int8_token", "projection"),
+        lambda: backend.integer_sums(m, inputs_of()),
+    ):
+        with pytest.raises(UsageError, match="packed as rows, and the kernels generic read 2-bit"):
+            use()
+    assert backend.pack(backend.pack(m)).tiles.layout == "2-bit"
 
 
 def test_an_unknown_kind_of_matrix_is_refused():
@@ -164,7 +211,8 @@ def test_integer_sums_are_those_of_int64(device, monkeypatch):
     trits = np.random.default_rng(0).integers(-1, 2, (N_ROW, N_COL), np.int8).astype(np.int64)
     x = inputs_of()
     q = inputs.quantise(plain, "int8_token", x)[0].astype(np.int64)
-    found = Backend(device, 3).integer_sums(m, x)
+    backend = Backend(device, 3)
+    found = backend.integer_sums(backend.pack(m), x)
     assert INTEGER_SUMS.holds(float((found != q @ trits.T).sum()))
     trits[7, 9] = 1 if trits[7, 9] != 1 else 0
     assert not INTEGER_SUMS.holds(float((found != q @ trits.T).sum()))
@@ -213,7 +261,9 @@ def test_values_beyond_a_format_become_infinite_without_a_warning():
     for how in ("f16", "q8_0"):
         assert not np.isfinite(Activations(x, plain).rounded(how)).any()
         for kind in KINDS:
-            assert not np.isfinite(backend.product(matrix(kind)[0], backend.activations(x), how, "head")).all()
+            assert not np.isfinite(
+                backend.product(packed(backend, matrix(kind)[0]), backend.activations(x), how, "head")
+            ).all()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet.kernels import plain
+from bitnet.kernels.variants import PLAIN
 from crossval.envelope import LOCKED_OPERATION
 from crossval.metrics import difference
 
@@ -83,7 +84,7 @@ def test_ternary_sums(seed, n_token, n_row):
     rng = np.random.default_rng(seed)
     trits, q = rng.integers(-1, 2, (n_row, 256), np.int8), rng.integers(-128, 128, (n_token, 256), np.int8)
     out = np.full((n_token, n_row), 99, np.int32)
-    plain.ternary_sums(inputs.pack(trits), q, q.sum(axis=1), 0, n_row, out)
+    plain.ternary_sums(PLAIN, inputs.pack(trits), q, q.sum(axis=1), 0, n_row, out)
     for t in range(n_token):
         for r in range(n_row):
             assert out[t, r] == sum(int(w) * int(a) for w, a in zip(trits[r], q[t], strict=True))
@@ -170,3 +171,11 @@ def test_attention():
     assert locked(out, expected)
     plain.attention(q, *pool, pages, 3, 0.25, False, 0, 4, out)  # noqa: FBT003  one entry of the cache too few
     assert not locked(out, expected)
+
+
+@pytest.mark.parametrize("code", [-128, 127])
+def test_the_largest_sums_do_not_wrap(code):
+    trits = np.stack([np.full(6912, t, np.int8) for t in (-1, 0, 1)])
+    q, out = np.full((2, 6912), code, np.int8), np.empty((2, 3), np.int32)
+    plain.ternary_sums(PLAIN, inputs.pack(trits), q, q.sum(axis=1, dtype=np.int32), 0, 3, out)
+    assert out.tolist() == [[-6912 * code, 0, 6912 * code]] * 2

@@ -20,16 +20,16 @@ from bitnet.validate import verify
 
 ROOT = Path(__file__).parents[1]
 
-#: In a process of its own: what opening adds to the memory that is resident, MB.
-MEMORY = """
-import sys
+#: In a process of its own: what opening adds to the memory that is resident, MB, and takes of CPU time, ms.
+OPENING = """
+import sys, time
 from bitnet.gguf import read
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 read(sys.argv[1])
-before = resident()
+before, start = resident(), time.thread_time()
 model = read(sys.argv[2])
-print(resident() - before)
+print(resident() - before, 1000 * (time.thread_time() - start))
 """
 
 
@@ -63,11 +63,17 @@ def test_it_opens_in_50_ms(sparse):
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
-def test_opening_takes_20_mb(sparse):
+def test_a_new_process_opens_it_in_50_ms_and_20_mb(sparse):
+    """Another model is opened before, so that what is counted is the file's, not the first use of libraries."""
     small = ROOT / "fixtures" / "models" / "tiny-relu2.i2_s.gguf"
-    command = [sys.executable, "-c", MEMORY, str(small), str(sparse)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
-    assert float(done.stdout) <= 20
+    command = [sys.executable, "-c", OPENING, str(small), str(sparse)]
+    milliseconds = []
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
+        memory, cpu = map(float, done.stdout.split())
+        assert memory <= 20
+        milliseconds.append(cpu)
+    assert min(milliseconds) <= 50
 
 
 def test_its_oddities_are_named(sparse):

@@ -10,6 +10,7 @@ import pytest
 import small_models
 from jsonschema import Draft202012Validator
 from malformed import I2_S, NORM, Q, at, f32, filled, model
+from test_gguf_shards import split
 from test_refusals import CONTAINER, MODELS, ROOT
 
 import bitnet
@@ -18,7 +19,7 @@ from bitnet.gguf import GGMLType, from_bytes
 from bitnet.validate import BALANCE_FROM, Finding, WeightReport, validate_weights, verify
 
 FIXTURES = [*(ROOT / "fixtures" / "models").glob("*.gguf"), *(ROOT / "fixtures" / "goldens").glob("*.gguf")]
-SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "verify-1.schema.json").read_text()))
+SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "model-verify-1.schema.json").read_text()))
 #: Faults of the tokenizer and of its template that only show when something is encoded or rendered.
 RENDERED = {"template without end", "template into the interpreter", "template that makes too much"}
 
@@ -52,6 +53,13 @@ def test_a_loaded_model_reports_the_same():
     assert loaded.matrices == verify(path).matrices
     assert loaded.norms == verify(path).norms
     assert loaded.ok
+    SCHEMA.validate(loaded.to_dict())
+
+
+def test_a_loaded_model_is_examined_as_it_was_read(monkeypatch):
+    loaded = bitnet.load(FIXTURES[0], device="plain")
+    monkeypatch.setattr("bitnet.validate.read_formats", None)  # not found out again
+    assert loaded.validate_weights().ok
 
 
 @pytest.mark.parametrize("name", [name for name in (*CONTAINER, *MODELS) if name not in RENDERED])
@@ -140,7 +148,7 @@ def test_a_scale_far_from_those_of_the_other_layers_is_a_warning():
         path = edited(source, Path(folder) / "m.gguf", tensors={name: with_tail_scale(1 / scale)})
         warning = only(verify(path), "warning")
     assert warning.subject == name
-    assert "the median of ffn_up.weight is" in warning.what
+    assert "the median of ffn_up is" in warning.what
 
 
 def test_floats_that_are_not_ternary_are_noted(tmp_path):
@@ -195,6 +203,18 @@ def test_a_limit_is_not_a_finding(tmp_path):
 
     with pytest.raises(ResourceLimitError):
         report(tmp_path, gguf_bytes.file(tuple(gguf_bytes.u32_key(f"k{i}", i) for i in range(65_537))))
+
+
+def test_a_broken_header_is_named_by_field_and_place(tmp_path):
+    error = only(report(tmp_path, CONTAINER["bool 2 in an array"]), "error")
+    assert error.subject == "k[2]"
+    assert error.what.startswith("a bool is 2, not 0 or 1 (at byte ")
+    half = (ROOT / "fixtures" / "models" / "tiny-relu2.i2_s.gguf").read_bytes()[:100]
+    assert only(report(tmp_path, half), "error").subject == "tensor count"
+    assert only(report(tmp_path, b"nonsense"), "error").subject == "magic"
+    shards = split(tmp_path / "split", 2)
+    shards[1].write_bytes(shards[1].read_bytes()[:40])
+    assert only(verify(shards[0]), "error").what.endswith(f" of {shards[1].name})")
 
 
 def test_what_is_no_file_is_one_error(tmp_path):

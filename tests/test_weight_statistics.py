@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_weights import floats
 
 from bitnet.codecs.i2_s import trits_to_codes
+from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import DenseMatrix, Int8Matrix, TernaryMatrix
 from bitnet.weight_statistics import constant_fault, matrix_statistics, norm_statistics
 
@@ -24,7 +25,7 @@ def ternary(trits, scale=0.5, block_scale=None):
         n_col=n_col,
         n_bytes=0,
         scale=np.float32(scale),
-        codes=trits_to_codes(trits.astype(np.int8)),
+        tiles=as_rows(trits_to_codes(trits.astype(np.int8))),
         block_scale=block_scale,
     )
 

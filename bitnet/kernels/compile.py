@@ -44,3 +44,10 @@ def kernel(function: Callable[..., None]) -> Any:
         return numba.njit(nogil=True, cache=folder is not None, error_model="numpy", boundscheck=False)(function)
     finally:
         settings.CACHE_DIR = others  # numba reads it while it decorates; other packages' functions have their own
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call: it becomes part of each of them."""
+    import numba
+
+    return numba.njit(error_model="numpy", boundscheck=False)(function)

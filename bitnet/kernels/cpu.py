@@ -1,22 +1,41 @@
 """The CPU kernels: plain loops over typed, flat, contiguous arrays, output last.
 
-Every kernel that splits its work takes a half-open range of output rows (or heads) and writes nothing else, so a sum
-never depends on how many threads shared it, nor on how many tokens were in the batch. No fast-math anywhere. Matrix
-layouts are those of `bitnet.weights`; activations those of `bitnet.kernels.activations`.
+Every kernel that splits its work takes a half-open range of output rows, row tiles or heads, and writes nothing else,
+so a sum never depends on how many threads shared it, nor on how many tokens were in the batch. No fast-math anywhere.
+Ternary matrices are in `ternary.py`, float rows in `head.py`, attention in `attend.py`; the rest is here.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
 
 from bitnet.kernels import simd
-from bitnet.kernels.compile import kernel
+from bitnet.kernels.attend import attention
+from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.head import dense
+from bitnet.kernels.ternary import ternary_blocks, ternary_float, ternary_int8_token, ternary_sums
 
-_inline: Any = numba.njit(error_model="numpy")
+__all__ = [
+    "attention",
+    "dense",
+    "exp",
+    "q8_0_blocks",
+    "q8_0_float",
+    "quantise_int8_token",
+    "quantise_q8_0",
+    "quantise_q8_k",
+    "relu2_gate",
+    "rms_norm",
+    "rotate",
+    "silu_gate",
+    "ternary_blocks",
+    "ternary_float",
+    "ternary_int8_token",
+    "ternary_sums",
+]
+
 _f32 = np.float32
 
 
@@ -25,7 +44,7 @@ _f32 = np.float32
 # its inverse scale overflows (below 4e-37) is a block of zeros.
 
 
-@_inline
+@device
 def _finite(bits, t, begin, end):
     """Whether elements [begin, end) of row t are finite, by their bits: a loop without branches."""
     largest = np.int32(0)
@@ -104,50 +123,6 @@ def quantise_q8_0(x, q, scale):
 
 
 @kernel
-def ternary_int8_token(codes, q, total, scale, tensor_scale, row, end, out):
-    """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
-    n = q.shape[1]
-    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
-    for r in range(row, end):
-        for t in range(q.shape[0]):
-            acc = simd.zero_i32()
-            for b in range(n // 128):
-                acc = simd.add_ternary128(acc, flat_codes, (r * n) // 4 + 32 * b, flat_q, t * n + 128 * b)
-            out[t, r] = _f32(_f32(simd.sum_i32(acc) - total[t]) / scale[t]) * tensor_scale
-
-
-@kernel
-def ternary_sums(codes, q, total, row, end, out):
-    """The integer sums alone, int32 (for the comparison of integers)."""
-    n = q.shape[1]
-    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
-    for r in range(row, end):
-        for t in range(q.shape[0]):
-            acc = simd.zero_i32()
-            for b in range(n // 128):
-                acc = simd.add_ternary128(acc, flat_codes, (r * n) // 4 + 32 * b, flat_q, t * n + 128 * b)
-            out[t, r] = simd.sum_i32(acc) - total[t]
-
-
-@kernel
-def ternary_blocks(codes, block_scale, q, total, scale, tensor_scale, row, end, out):
-    """Blocks of 256: exact integer sums a block, weighted by both block scales, added in float64, × tensor scale."""
-    n = q.shape[1]
-    flat_codes, flat_q = codes.reshape(-1), q.reshape(-1)
-    for r in range(row, end):
-        for t in range(q.shape[0]):
-            y = 0.0
-            for b in range(n // 256):
-                acc = simd.zero_i32()
-                for half in range(2):
-                    at = 256 * b + 128 * half
-                    acc = simd.add_ternary128(acc, flat_codes, (r * n + at) // 4, flat_q, t * n + at)
-                weight = np.float64(block_scale[r, b]) * np.float64(scale[t, b])
-                y += weight * np.float64(simd.sum_i32(acc) - total[t, b])
-            out[t, r] = _f32(y) * tensor_scale
-
-
-@kernel
 def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):
     """Blocks of 32 int8 × int8, weighted by both block scales, added in float64."""
     n = q.shape[1]
@@ -161,37 +136,6 @@ def q8_0_blocks(weight, weight_scale, q, scale, row, end, out):
                 acc = simd.add_int8(acc, flat_weight, r * n + 32 * b + 16, flat_q, t * n + 32 * b + 16)
                 y += np.float64(weight_scale[r, b]) * np.float64(scale[t, b]) * np.float64(simd.sum_i32(acc))
             out[t, r] = _f32(y)
-
-
-@kernel
-def dense(weight, x, row, end, out):
-    """Float rows · float32 activations; n a multiple of 16. Element types as in `simd.load`."""
-    n = x.shape[1]
-    flat_weight, flat_x = weight.reshape(-1), x.reshape(-1)
-    for r in range(row, end):
-        for t in range(x.shape[0]):
-            acc = simd.zero_f32()
-            for i in range(0, n, 16):
-                acc = simd.fma_f32(simd.load(flat_weight, r * n + i), simd.load(flat_x, t * n + i), acc)
-            out[t, r] = simd.sum_f32(acc)
-
-
-@kernel
-def ternary_float(codes, block_scale, x, tensor_scale, row, end, out):
-    """Trits · float activations: a row is unpacked once and used for every token; block_scale [n_row, n / 256]."""
-    n = x.shape[1]
-    flat_x = x.reshape(-1)
-    weight = np.empty(n, np.float32)
-    for r in range(row, end):
-        for i in range(n):
-            block, within = divmod(i, 128)
-            code = (codes[r, 32 * block + within % 32] >> (6 - 2 * (within // 32))) & 3
-            weight[i] = _f32(np.int32(code) - 1) * block_scale[r, i // 256]
-        for t in range(x.shape[0]):
-            acc = simd.zero_f32()
-            for i in range(0, n, 16):
-                acc = simd.fma_f32(simd.load(weight, i), simd.load(flat_x, t * n + i), acc)
-            out[t, r] = simd.sum_f32(acc) * tensor_scale
 
 
 @kernel
@@ -242,7 +186,7 @@ def rotate(x, cos, sin, head_dim, half_split, out):
                 out[t, b] = simd.fma32(u, sin[t, i], _f32(v * cos[t, i]))
 
 
-@_inline
+@device
 def exp(x):
     """e^x in float64 for x ≤ 709, the same bits on every machine (error below 2 units in the last place).
 
@@ -286,59 +230,3 @@ def silu_gate(gate, up, out):
             g = np.float64(gate[t, i])
             e = exp(-abs(g))
             out[t, i] = _f32(g / (1.0 + e) if g >= 0.0 else g * e / (1.0 + e)) * up[t, i]
-
-
-@kernel
-def attention(q, keys, values, pages, start, scale, round_probs, head, end, out):
-    """Causal grouped attention of heads [head, end); keys, values [n_page, n_head_kv, page, head_dim], as `simd.load`.
-
-    q, out: [n_token, n_head · head_dim]; token t sees the first start + t + 1 cache entries; entry j is in slot
-    j % page of pages[j // page]. The sum over entries has sixteen lanes too: lane i adds entries i, i + 16, …, and the
-    lanes are folded by the same tree as everywhere; a page holds a multiple of sixteen.
-    """
-    _, n_kv, size, width = keys.shape
-    n_head = q.shape[1] // width
-    group = n_head // n_kv
-    flat_q, flat_k, flat_v, flat_out = q.reshape(-1), keys.reshape(-1), values.reshape(-1), out.reshape(-1)
-    probs = np.empty(start + q.shape[0], np.float32)
-    lanes = np.empty(16 * width, np.float32)
-    for h in range(head, end):
-        for t in range(q.shape[0]):
-            at = (t * n_head + h) * width
-            seen = start + t + 1
-            largest = _f32(-np.inf)
-            for first in range(0, seen, size):
-                base = (np.int64(pages[first // size]) * n_kv + h // group) * size * width
-                for j in range(first, min(first + size, seen)):
-                    acc = simd.zero_f32()
-                    for i in range(0, width, 16):
-                        entry = simd.load(flat_k, base + (j - first) * width + i)
-                        acc = simd.fma_f32(entry, simd.load(flat_q, at + i), acc)
-                    probs[j] = simd.sum_f32(acc) * scale
-                    largest = max(largest, probs[j])
-            total = 0.0
-            for j in range(seen):
-                probs[j] = _f32(exp(np.float64(probs[j] - largest)))
-                total += np.float64(probs[j])
-            inverse = _f32(1.0 / total)
-            for j in range(seen):
-                p = _f32(probs[j] * inverse)
-                probs[j] = simd.round_f16(p) if round_probs else p
-            for i in range(lanes.size):
-                lanes[i] = _f32(0.0)
-            for first in range(0, seen, size):
-                base = (np.int64(pages[first // size]) * n_kv + h // group) * size * width
-                for j in range(first, min(first + size, seen)):
-                    p = simd.splat_f32(probs[j])
-                    lane = (j % 16) * width
-                    for i in range(0, width, 16):
-                        entry = simd.load(flat_v, base + (j - first) * width + i)
-                        simd.store_f32(lanes, lane + i, simd.fma_f32(entry, p, simd.load(lanes, lane + i)))
-            for i in range(0, width, 16):
-                for step in (8, 4, 2, 1):
-                    for lane in range(step):
-                        acc = simd.add_f32(
-                            simd.load(lanes, lane * width + i), simd.load(lanes, (lane + step) * width + i)
-                        )
-                        simd.store_f32(lanes, lane * width + i, acc)
-                simd.store_f32(flat_out, at + i, simd.load(lanes, i))

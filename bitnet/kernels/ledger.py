@@ -46,11 +46,11 @@ class Ledger:
     _tallies: dict[KernelUse, Tally] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
-    def add(self, use: KernelUse, *, rows: int, n_bytes: int) -> None:
-        """Count one kernel call."""
+    def add(self, use: KernelUse, *, rows: int, n_bytes: int, calls: int = 1) -> None:
+        """Count kernel calls, their rows and bytes taken together."""
         with self._lock:
             tally = self._tallies.setdefault(use, Tally())
-            tally.calls += 1
+            tally.calls += calls
             tally.rows += rows
             tally.bytes += n_bytes
 

@@ -1,6 +1,7 @@
 """The same kernels in plain numpy: what the compiled ones are tested against, and a backend that needs no compiler.
 
-Same names, same arguments, same results: equal integers, and floats within the rounding of their sums.
+Same names, same arguments, same results: equal integers, and floats within the rounding of their sums. Ternary matrices
+are in the layout `rows`, so the ranges of all kernels are rows.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _inverse(numerator: Any, extreme: Array) -> tuple[Array, Array]:
 
 
 @_as_compiled
-def ternary_sums(codes: Array, q: Array, total: Array, row: int, end: int, out: Array) -> None:
+def ternary_sums(v: object, codes: Array, q: Array, total: Array, row: int, end: int, out: Array) -> None:
     """Exact integer sums of trits and int8."""
     del total  # the codes are decoded to −1, 0, 1 here, so nothing is to be taken off
     out[:, row:end] = q.astype(np.int64) @ _trits(codes[row:end]).T
@@ -86,16 +87,25 @@ def ternary_sums(codes: Array, q: Array, total: Array, row: int, end: int, out: 
 
 @_as_compiled
 def ternary_int8_token(
-    codes: Array, q: Array, total: Array, scale: Array, tensor_scale: float, row: int, end: int, out: Array
+    v: object,
+    codes: Array,
+    q: Array,
+    total: Array,
+    scale: Array,
+    tensor_scale: float,
+    row: int,
+    end: int,
+    out: Array,
 ) -> None:
     """Integer sums ÷ the token's scale × the tensor's."""
     sums = np.empty((q.shape[0], end), np.int64)
-    ternary_sums(codes, q, total, row, end, sums)
+    ternary_sums(v, codes, q, total, row, end, sums)
     out[:, row:end] = sums[:, row:end].astype(np.float32) / scale[:, None] * np.float32(tensor_scale)
 
 
 @_as_compiled
 def ternary_blocks(
+    v: object,
     codes: Array,
     block_scale: Array,
     q: Array,
@@ -116,7 +126,7 @@ def ternary_blocks(
 
 @_as_compiled
 def ternary_float(
-    codes: Array, block_scale: Array, x: Array, tensor_scale: float, row: int, end: int, out: Array
+    v: object, codes: Array, block_scale: Array, x: Array, tensor_scale: float, row: int, end: int, out: Array
 ) -> None:
     """Trits · float activations."""
     weight = _trits(codes[row:end]) * np.repeat(block_scale[row:end].astype(np.float64), 256, axis=1)[:, : x.shape[1]]

@@ -40,37 +40,48 @@ float32x16 = _Float32x16()
 int32x16 = _Int32x16()
 
 
-def _vector(element: ir.Type) -> ir.VectorType:
+def lanes_of(element: ir.Type) -> ir.VectorType:
+    """The LLVM type of `LANES` elements."""
     return ir.VectorType(element, LANES)
 
 
 @register_model(_Float32x16)
 class _Float32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector(_F32))
+        super().__init__(dmm, fe_type, lanes_of(_F32))
 
 
 @register_model(_Int32x16)
 class _Int32x16Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector(_I32))
+        super().__init__(dmm, fe_type, lanes_of(_I32))
 
 
-def _load(context: Any, builder: Any, array_type: Any, array: Any, index: Any, element: ir.Type, step: int = 0) -> Any:
-    """An unaligned load of 16 consecutive elements of a flat array, from `index` + `step`."""
+def load_lanes(
+    context: Any,
+    builder: Any,
+    array_type: Any,
+    array: Any,
+    index: Any,
+    element: ir.Type,
+    step: int = 0,
+    lanes: int = LANES,
+) -> Any:
+    """An unaligned load of consecutive elements of a flat array, from `index` + `step`."""
     data = context.make_array(array_type)(context, builder, array).data
     at = builder.add(index, ir.Constant(index.type, step)) if step else index
-    pointer = builder.bitcast(builder.gep(data, [at]), _vector(element).as_pointer())
+    pointer = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, lanes).as_pointer())
     value = builder.load(pointer)
     value.align = 1
     return value
 
 
-def _declare(builder: Any, name: str, result: ir.Type, *arguments: ir.Type) -> Any:
+def declare(builder: Any, name: str, result: ir.Type, *arguments: ir.Type) -> Any:
+    """A function that LLVM knows."""
     return builder.module.declare_intrinsic(name, fnty=ir.FunctionType(result, arguments))
 
 
-def _fold(builder: Any, vector: Any, add: Any) -> Any:
+def fold(builder: Any, vector: Any, add: Any) -> Any:
     """The sum of all lanes by the fixed tree 8, 4, 2, 1."""
     width = LANES
     while width > 1:
@@ -82,12 +93,19 @@ def _fold(builder: Any, vector: Any, add: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
+def every_lane(builder: Any, value: Any) -> Any:
+    """One number in every lane."""
+    undef = ir.Constant(lanes_of(value.type), ir.Undefined)
+    first = builder.insert_element(undef, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undef, ir.Constant(lanes_of(_I32), [0] * LANES))
+
+
 @intrinsic
 def zero_f32(typingctx: Any) -> Any:
     """Sixteen zeros."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(_vector(_F32), [0.0] * LANES)
+        return ir.Constant(lanes_of(_F32), [0.0] * LANES)
 
     return float32x16(), build
 
@@ -97,7 +115,7 @@ def zero_i32(typingctx: Any) -> Any:
     """Sixteen zeros."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(_vector(_I32), [0] * LANES)
+        return ir.Constant(lanes_of(_I32), [0] * LANES)
 
     return int32x16(), build
 
@@ -107,9 +125,7 @@ def splat_f32(typingctx: Any, value: Any) -> Any:
     """One float32 in every lane."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        undef = ir.Constant(_vector(_F32), ir.Undefined)
-        first = builder.insert_element(undef, args[0], ir.Constant(_I32, 0))
-        return builder.shuffle_vector(first, undef, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+        return every_lane(builder, args[0])
 
     return float32x16(types.float32), build
 
@@ -121,16 +137,67 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dtype = signature.args[0].dtype
         if dtype == types.float32:
-            return _load(context, builder, signature.args[0], args[0], args[1], _F32)
-        bits = _load(context, builder, signature.args[0], args[0], args[1], _I16)
+            return load_lanes(context, builder, signature.args[0], args[0], args[1], _F32)
+        bits = load_lanes(context, builder, signature.args[0], args[0], args[1], _I16)
         if dtype == types.uint16:
-            return builder.fpext(builder.bitcast(bits, _vector(ir.HalfType())), _vector(_F32))
-        wide = builder.zext(bits, _vector(_I32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(_vector(_I32), [16] * LANES)), _vector(_F32))
+            return builder.fpext(builder.bitcast(bits, lanes_of(ir.HalfType())), lanes_of(_F32))
+        wide = builder.zext(bits, lanes_of(_I32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(lanes_of(_I32), [16] * LANES)), lanes_of(_F32))
 
     if array.dtype not in (types.float32, types.uint16, types.int16):
         return None
     return float32x16(array, types.intp), build
+
+
+@intrinsic
+def splat_at(typingctx: Any, array: Any, index: Any) -> Any:
+    """One float32 of a flat array in every lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return every_lane(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return float32x16(array, types.intp), build
+
+
+@intrinsic
+def max_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """The larger of a and b, lane by lane; b where either is NaN."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return float32x16(float32x16, float32x16), build
+
+
+@intrinsic
+def largest_f32(typingctx: Any, vector: Any) -> Any:
+    """The largest lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return types.float32(float32x16), build
+
+
+@intrinsic
+def multiply_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A · b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fmul(*args)
+
+    return float32x16(float32x16, float32x16), build
+
+
+@intrinsic
+def subtract_f32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A − b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fsub(*args)
+
+    return float32x16(float32x16, float32x16), build
 
 
 @intrinsic
@@ -139,7 +206,7 @@ def store_f32(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), _vector(_F32).as_pointer())
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), lanes_of(_F32).as_pointer())
         builder.store(args[2], pointer).align = 1
         return context.get_dummy_value()
 
@@ -151,10 +218,20 @@ def fma_f32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """A · b + c, lane by lane, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _vector(_F32)
-        return builder.call(_declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
+        v = lanes_of(_F32)
+        return builder.call(declare(builder, "llvm.fma.v16f32", v, v, v, v), args)
 
     return float32x16(float32x16, float32x16, float32x16), build
+
+
+@intrinsic
+def add_i32(typingctx: Any, a: Any, b: Any) -> Any:
+    """A + b, lane by lane."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.add(*args)
+
+    return int32x16(int32x16, int32x16), build
 
 
 @intrinsic
@@ -172,7 +249,7 @@ def sum_f32(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes by the fixed tree."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], builder.fadd)
+        return fold(builder, args[0], builder.fadd)
 
     return types.float32(float32x16), build
 
@@ -182,7 +259,7 @@ def sum_i32(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _fold(builder, args[0], builder.add)
+        return fold(builder, args[0], builder.add)
 
     return types.int32(int32x16), build
 
@@ -198,14 +275,14 @@ def add_ternary128(typingctx: Any, acc: Any, codes: Any, at: Any, q: Any, at_q: 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         total = None
         for half in (0, 16):
-            packed = _load(context, builder, signature.args[1], args[1], args[2], _I8, half)
+            packed = load_lanes(context, builder, signature.args[1], args[1], args[2], _I8, half)
             for plane in range(4):
-                shift = ir.Constant(_vector(_I8), [6 - 2 * plane] * LANES)
-                code = builder.and_(builder.lshr(packed, shift), ir.Constant(_vector(_I8), [3] * LANES))
-                active = _load(context, builder, signature.args[3], args[3], args[4], _I8, 32 * plane + half)
-                product = builder.mul(builder.zext(code, _vector(_I16)), builder.sext(active, _vector(_I16)))
+                shift = ir.Constant(lanes_of(_I8), [6 - 2 * plane] * LANES)
+                code = builder.and_(builder.lshr(packed, shift), ir.Constant(lanes_of(_I8), [3] * LANES))
+                active = load_lanes(context, builder, signature.args[3], args[3], args[4], _I8, 32 * plane + half)
+                product = builder.mul(builder.zext(code, lanes_of(_I16)), builder.sext(active, lanes_of(_I16)))
                 total = product if total is None else builder.add(total, product)
-        return builder.add(args[0], builder.sext(total, _vector(_I32)))
+        return builder.add(args[0], builder.sext(total, lanes_of(_I32)))
 
     return int32x16(int32x16, codes, types.intp, q, types.intp), build
 
@@ -215,9 +292,30 @@ def add_int8(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> 
     """Add 16 products of int8 and int8 to `acc`; a product is at most 2^14, so int16 holds it."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        left = builder.sext(_load(context, builder, signature.args[1], args[1], args[2], _I8), _vector(_I16))
-        right = builder.sext(_load(context, builder, signature.args[3], args[3], args[4], _I8), _vector(_I16))
-        return builder.add(args[0], builder.sext(builder.mul(left, right), _vector(_I32)))
+        left = builder.sext(load_lanes(context, builder, signature.args[1], args[1], args[2], _I8), lanes_of(_I16))
+        right = builder.sext(load_lanes(context, builder, signature.args[3], args[3], args[4], _I8), lanes_of(_I16))
+        return builder.add(args[0], builder.sext(builder.mul(left, right), lanes_of(_I32)))
+
+    return int32x16(int32x16, a, types.intp, b, types.intp), build
+
+
+@intrinsic
+def add_int8_int16(typingctx: Any, acc: Any, a: Any, at_a: Any, b: Any, at_b: Any) -> Any:
+    """Add 32 products of int8 and int16 to `acc`, two a lane; the caller knows that no lane wraps.
+
+    Sums of neighbouring products of 16 bits are one instruction (pmaddwd) where LLVM finds it.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.VectorType(_I32, 32)
+        left = builder.sext(load_lanes(context, builder, signature.args[1], args[1], args[2], _I8, lanes=32), wide)
+        right = builder.sext(load_lanes(context, builder, signature.args[3], args[3], args[4], _I16, lanes=32), wide)
+        product = builder.mul(left, right)
+        undef = ir.Constant(wide, ir.Undefined)
+        even, odd = (
+            builder.shuffle_vector(product, undef, ir.Constant(lanes_of(_I32), list(range(i, 32, 2)))) for i in (0, 1)
+        )
+        return builder.add(args[0], builder.add(even, odd))
 
     return int32x16(int32x16, a, types.intp, b, types.intp), build
 
@@ -228,7 +326,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         double = ir.DoubleType()
-        return builder.call(_declare(builder, "llvm.fma.f64", double, double, double, double), args)
+        return builder.call(declare(builder, "llvm.fma.f64", double, double, double, double), args)
 
     return types.float64(types.float64, types.float64, types.float64), build
 
@@ -238,7 +336,7 @@ def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """Scalar a · b + c in float32, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_declare(builder, "llvm.fma.f32", _F32, _F32, _F32, _F32), args)
+        return builder.call(declare(builder, "llvm.fma.f32", _F32, _F32, _F32, _F32), args)
 
     return types.float32(types.float32, types.float32, types.float32), build
 
@@ -268,6 +366,6 @@ def round_even(typingctx: Any, value: Any) -> Any:
     """A float32 rounded to an integer, half to even."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.call(_declare(builder, "llvm.roundeven.f32", _F32, _F32), args)
+        return builder.call(declare(builder, "llvm.roundeven.f32", _F32, _F32), args)
 
     return types.float32(types.float32), build

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitnet.cli.options import Format, Output, Quiet
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that a signal ended
 _SHOWN = 3  # losses that people are shown; the JSON document has them all
-_SCHEMA = "urn:bitnet-crossval:model-convert-1"
 
 
 class Type(StrEnum):
@@ -47,13 +47,6 @@ class EmbeddingType(StrEnum):
     q8_0 = "q8_0"
 
 
-class Format(StrEnum):
-    """How the summary is printed."""
-
-    human = "human"
-    json = "json"
-
-
 def convert(
     source: Annotated[Path, typer.Argument(help="GGUF file, or folder of a Hugging Face checkpoint.")],
     target: Annotated[Path, typer.Argument(help="File to write; a folder for hf, hf-bitlinear and hf-bf16.")],
@@ -68,37 +61,36 @@ def convert(
     embedding_type: Annotated[
         EmbeddingType | None, typer.Option(help="Of the embedding and the head in a GGUF. Default: as they are.")
     ] = None,
+    kernel_config: Annotated[
+        Path | None, typer.Option(help="kernel_config.ini of the bitnet.cpp build that will read a tl1 or tl2 file.")
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Another architecture name in the GGUF, of the same graph.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the target if it exists.")] = False,
-    output: Annotated[
-        Format, typer.Option("--format", help="For people, or one JSON document with every tensor.")
-    ] = Format.human,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")] = False,
+    quiet: Quiet = False,
+    output: Output = Format.human,
 ) -> None:
-    """Convert a model; every weight is compared with its source before the target appears.
-
-    Example: bitnet model convert fixtures/models/tiny-relu2.i2_s.gguf tiny-relu2 --type hf
-    """
+    """Convert a model, and compare every weight with its source. Only then does the target appear."""
+    from bitnet.cli.output import document, note
     from bitnet.convert import convert as run
 
-    signal.signal(signal.SIGTERM, _leave)
-    with _shown(quiet=quiet) as progress:
+    with _polite_kills(), _shown(quiet=quiet) as progress:
         done = run(
             source,
             target,
             type=type.value,
             embedding_type=embedding_type.value if embedding_type else None,
+            kernel_config=kernel_config,
             arch=arch,
             force=force,
             progress=progress,
         )
     if output is Format.json:
-        print(json.dumps({"schema": _SCHEMA, **done.to_dict()}, indent=2, ensure_ascii=False))
+        print(document("model-convert-1", done.to_dict()))
         return
     print(_summary(done))
     if not quiet:
         for notice in done.notices:
-            print(f"note: {notice}", file=sys.stderr)
+            note(notice)
 
 
 def _summary(done: Conversion) -> str:
@@ -140,6 +132,15 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
             bar.update(tasks[stage], completed=n_done, total=total, tensor=name)
 
         yield progress
+
+
+@contextmanager
+def _polite_kills() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

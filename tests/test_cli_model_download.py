@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command_line import run as run_command
+from command_line import validated
+from hub_server import COMMIT, serve
 
-from bitnet.cli.app import app
-from bitnet.cli.download import only_file
+from bitnet.cli.model_download import only_file
 from bitnet.errors import UsageError
-from tests.hub_server import COMMIT, serve
 
 CONTENT = bytes(range(256)) * 200_000  # 51 MB: the library hands on 10 MB at a time
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -33,32 +33,42 @@ def hub(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["download", *arguments])
+    return run_command("model", "download", *arguments)
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "bitnet", "download", *arguments]
+    return [sys.executable, "-m", "bitnet", "model", "download", *arguments]
 
 
 def test_the_only_gguf_is_fetched_and_its_path_printed(hub, tmp_path):
     result = run("someone/tiny")
-    assert result.exit_code == 0
+    assert result.code == 0
     path = tmp_path / "hf/hub/models--someone--tiny/snapshots" / COMMIT / "tiny.gguf"
-    assert result.stdout.strip() == str(path)
+    assert result.out.strip() == str(path)
     assert path.read_bytes() == b"content"
-    assert f"tiny.gguf at {COMMIT[:12]}, sha256 {hashlib.sha256(b'content').hexdigest()}" in result.stderr
-    assert "in the cache already" in run("someone/tiny").stderr
+    assert f"tiny.gguf at {COMMIT[:12]}, sha256 {hashlib.sha256(b'content').hexdigest()}" in result.err
+    assert "in the cache already" in run("someone/tiny").err
 
 
 def test_files_may_be_named(hub):
     result = run("someone/tiny", "--file", "README.md", "--file", "tiny.gguf", "--quiet")
-    assert [Path(line).name for line in result.stdout.split()] == ["README.md", "tiny.gguf"]
-    assert result.stderr == ""
+    assert [Path(line).name for line in result.out.split()] == ["README.md", "tiny.gguf"]
+    assert result.err == ""
 
 
 def test_a_pin_of_several_files_has_no_meaning(hub):
     result = run("someone/tiny", "--file", "a", "--file", "b", "--sha256", "0" * 64)
-    assert isinstance(result.exception, UsageError)
+    assert result.code == 2
+    assert "one digest cannot be that of several files" in result.err
+
+
+def test_a_document_says_the_same(hub):
+    document = validated(run("someone/tiny", "--format", "json").out)
+    assert document["files"][0]["sha256"] == hashlib.sha256(b"content").hexdigest()
+    assert document["files"][0]["transferred"] == len(b"content")
+    assert validated(run("someone/tiny", "--format", "json").out)["files"][0]["transferred"] == 0
+    hub.status = 404
+    assert validated(run("someone/other", "--format", "json").out)["severity"] == "environment"
 
 
 @pytest.mark.parametrize(

@@ -4,38 +4,24 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import checkpoints as ck
 import golden_models
 import pytest
-import typer
-from jsonschema import Draft202012Validator
-from typer.testing import CliRunner
+from command_line import run as run_command
+from command_line import schema
 
-from bitnet.cli import convert as command
+from bitnet.cli import model_convert as command
 from bitnet.convert import TARGETS
-from bitnet.errors import UsageError
 from bitnet.transcode import EMBEDDING_TYPES
 
+BEFORE = signal.getsignal(signal.SIGTERM)
 SOURCE = golden_models.model("b158_a")
-SCHEMA = Draft202012Validator(
-    json.loads((Path(__file__).parents[1] / "schemas" / "model-convert-1.schema.json").read_text())
-)
-
-app = typer.Typer()
-app.command()(command.convert)
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+SCHEMA = schema("model-convert-1")
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+    return run_command("model", "convert", *arguments)
 
 
 def test_the_choices_are_those_of_the_library():
@@ -45,40 +31,41 @@ def test_the_choices_are_those_of_the_library():
 
 def test_a_lossless_conversion(tmp_path):
     done = run(SOURCE, tmp_path / "a.gguf", "--type", "tq2_0")
-    assert done.exit_code == 0, done.output
-    assert "lossless: every weight is the source's, to the bit" in done.stdout
-    assert "weights read back and compared" in done.stdout
+    assert done.code == 0, done.err
+    assert "lossless: every weight is the source's, to the bit" in done.out
+    assert "weights read back and compared" in done.out
 
 
 def test_losses_are_named_and_counted(tmp_path):
     done = run(ck.FIXTURES / "bitnet-bf16", tmp_path / "a.gguf", "--type", "i2_s", "--quiet")
-    assert "not lossless:" in done.stdout
-    assert done.stdout.count("is made ternary by mean|w|") == 3
-    assert "… and 4 more tensors" in done.stdout
-    assert done.stderr == ""
+    assert "not lossless:" in done.out
+    assert done.out.count("is made ternary by mean|w|") == 3
+    assert "… and 4 more tensors" in done.out
+    assert done.err == ""
 
 
 @pytest.mark.parametrize("to", TARGETS)
 def test_the_document_is_that_of_the_schema(tmp_path, to):
     done = run(SOURCE, tmp_path / "a", "--type", to, "--format", "json")
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     SCHEMA.validate(found)
     assert found["type"] == to
     assert found["lossless"] == (not any(t["lost"] for t in found["tensors"]))
 
 
 def test_wrong_usage(tmp_path):
-    assert run(SOURCE, tmp_path / "a", "--type", "q4_k").exit_code == 2
-    assert run(SOURCE, tmp_path / "a").exit_code == 2
-    assert isinstance(run(SOURCE, SOURCE, "--type", "i2_s", "--force").exception, UsageError)
+    assert run(SOURCE, tmp_path / "a", "--type", "q4_k").code == 2
+    assert run(SOURCE, tmp_path / "a").code == 2
+    assert run(SOURCE, SOURCE, "--type", "i2_s", "--force").code == 2
+    assert signal.getsignal(signal.SIGTERM) == BEFORE
 
 
 SCRIPT = """
 import os, signal, sys
-from bitnet.cli import convert as command
+from bitnet.cli import model_convert as command
 from bitnet import convert as library
-import typer
+from bitnet.cli.main import main
 run = library.convert
 def watched(*args, progress, **settings):
     def stop(stage, done, total, name):
@@ -88,9 +75,7 @@ def watched(*args, progress, **settings):
             signal.pause()
     return run(*args, progress=stop, **settings)
 library.convert = watched
-app = typer.Typer()
-app.command()(command.convert)
-app(sys.argv[1:])
+sys.exit(main(["model", "convert", *sys.argv[1:]]))
 """
 
 

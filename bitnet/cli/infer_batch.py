@@ -1,0 +1,152 @@
+"""`bitnet infer batch`: a file of prompts, answered line by line."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from bitnet.cli.options import (
+    ContextOption,
+    Device,
+    Format,
+    MaxNewTokens,
+    ModelOption,
+    Output,
+    Penalty,
+    PresetOption,
+    Quiet,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TokenizerOption,
+    TopK,
+    TopP,
+)
+from bitnet.errors import UsageError
+
+if TYPE_CHECKING:
+    from bitnet.batch_file import Identity, Line
+
+
+def batch(
+    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="JSON Lines; `-` reads standard input.")],
+    answers: Annotated[
+        str, typer.Option("--output", "-o", metavar="ANSWERS", help="JSON Lines; `-` writes standard output.")
+    ],
+    model: ModelOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever the file has.")] = False,
+    n_batch: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Prompts evaluated together. Default: BITNET_BATCH_SIZE, else 8."),
+    ] = None,
+    stop_on_error: Annotated[bool, typer.Option("--stop-on-error", help="Stop before the first bad line.")] = False,
+    preset: PresetOption = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    context: ContextOption = None,
+    threads: Threads = None,
+    device: Device = None,
+    tokenizer: TokenizerOption = None,
+    quiet: Quiet = False,
+    output: Output = Format.human,
+) -> None:
+    """Answer a file of prompts, and go on after a kill.
+
+    A line asks {"prompt": TEXT}, {"messages": [...]} or {"ids": [...]}, with an "id" of yours and settings of its own
+    if you like. Answers come in the same order, each on the disk before the next is begun. A bad line gets an error for
+    an answer, and the command then leaves with 1.
+    """
+    from bitnet.batch_file import read_lines
+    from bitnet.batch_run import Run
+    from bitnet.cli import loading
+    from bitnet.cli import output as out
+    from bitnet.limits import batch_size
+
+    config = loading.configure(
+        preset,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        context=context,
+    )
+    with ExitStack() as stack:
+        source = stack.enter_context(_open(prompts))
+        total = sum(1 for _ in read_lines(source))
+        source.seek(0)
+        loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
+        run = Run(loaded, config, prompts, n_batch=batch_size(n_batch), stop_on_error=stop_on_error)
+        lines = read_lines(source)
+        resumed, errors, write = _prepare(stack, answers, lines, run.identity, overwrite=overwrite, quiet=quiet)
+        loading.tell(loaded, chat=False, quiet=quiet)
+        bar = stack.enter_context(out.progress(quiet=quiet, rate="line"))
+        task = bar.add_task("answers", total=total, completed=resumed)
+        started = time.perf_counter()
+        for record in run.answers(lines):
+            write(record)
+            bar.advance(task)
+    values = {
+        "prompts": total,
+        "resumed": resumed,
+        "written": run.written,
+        "errors": errors + run.errors,
+        "tokens": run.tokens,
+        "seconds": time.perf_counter() - started,
+    }
+    if output is Format.json and answers != "-":
+        print(out.document("infer-batch-summary-1", values))
+    elif not quiet:
+        kept = f", {resumed} were there" if resumed else ""
+        rate = run.tokens / values["seconds"] if values["seconds"] else 0.0
+        wrong = f", {values['errors']} errors" if values["errors"] else ""
+        print(f"{run.written} answers written{kept}{wrong}; {run.tokens} tokens ({rate:.1f}/s)", file=sys.stderr)
+    if values["errors"]:
+        raise typer.Exit(1)
+
+
+def _open(prompts: str) -> BinaryIO:
+    if prompts == "-":
+        return io.BytesIO(sys.stdin.buffer.read())
+    path = Path(prompts)
+    if not path.is_file():
+        raise UsageError("there is no such file", where=path, remedy="give a file of JSON Lines, or `-`")
+    return path.open("rb")
+
+
+def _prepare(
+    stack: ExitStack, answers: str, lines: Iterator[Line], identity: Identity, *, overwrite: bool, quiet: bool
+) -> tuple[int, int, Callable[[dict[str, Any]], None]]:
+    """Answers that are there already, errors among them, and what writes the next."""
+    from bitnet.batch_file import Journal, encode
+    from bitnet.cli.output import note
+
+    if answers == "-":
+
+        def write(record: dict[str, Any]) -> None:
+            sys.stdout.write(encode(record).decode())
+            sys.stdout.flush()
+
+        return 0, 0, write
+    journal = stack.enter_context(Journal(Path(answers), overwrite=overwrite))
+    journal.resume(lines, identity)
+    if journal.cut and not quiet:
+        note(f"{answers}: the last line was half written; its {journal.cut} bytes are cut off")
+    if journal.done and not quiet:
+        note(f"{answers}: {journal.done} answers are there; going on after them")
+    return journal.done, journal.failed, journal.append

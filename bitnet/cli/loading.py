@@ -1,0 +1,63 @@
+"""A model for the commands that run one, and what is told about it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet.cli.options import Preset, model_named
+from bitnet.cli.output import note
+
+if TYPE_CHECKING:
+    from bitnet.bitnet_model import BitNetModel
+    from bitnet.generate import Generation
+    from bitnet.generation_config import GenerationConfig
+
+
+def load(model: str | None, *, device: str | None, threads: int | None, tokenizer: Path | None) -> BitNetModel:
+    """The model that is meant, loaded: a file, a folder, or what a repository of the Hub holds."""
+    import bitnet
+
+    name = str(model_named(model))
+    options: dict[str, Any] = {"device": device, "n_threads": threads, "tokenizer": tokenizer}
+    if Path(name).exists():
+        return bitnet.load(name, **options)
+    return bitnet.BitNetModel.from_pretrained(name, progress=sys.stderr.isatty(), **options)
+
+
+def notices(model: BitNetModel, *, chat: bool) -> tuple[str, ...]:
+    """What the user should know about the model, its tokenizer and its chat template."""
+    found = model.discovery
+    told = (*model.notices, *found.notices, found.summary)
+    if chat and model.chat_template.source != "declared":
+        told = (*told, f"the chat template is {model.chat_template.source}")
+    return told
+
+
+def tell(model: BitNetModel, *, chat: bool, quiet: bool) -> None:
+    """Say it."""
+    for text in () if quiet else notices(model, chat=chat):
+        note(text)
+
+
+def configure(preset: Preset | None, **settings: Any) -> GenerationConfig:
+    """The settings of the sampler: a preset, and over it what was named beside it."""
+    from bitnet.generation_config import GenerationConfig
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "context" in given:
+        given["context"] = str(given["context"])
+    if preset is Preset.balanced:
+        return GenerationConfig.balanced(**given)
+    return GenerationConfig.creative(**given) if preset is Preset.creative else GenerationConfig.greedy(**given)
+
+
+def summary(result: Generation) -> str:
+    """One line about a generation, for people."""
+    m = result.metrics
+    cached = f", {m.cached_tokens} of them cached" if m.cached_tokens else ""
+    return (
+        f"{m.prompt_tokens} prompt tokens ({m.prefill_rate:.0f}/s{cached}), {len(result.ids)} new "
+        f"({m.decode_rate:.1f}/s), ended by {result.stop_reason.replace('_', ' ')}"
+    )

@@ -1,0 +1,147 @@
+"""What the compiled pass needs of a network, laid out once; and the threads that run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.config import ModelConfig, Numerics
+from bitnet.kernels.ledger import KernelUse
+from bitnet.linear import Backend, Float32, TernaryMatrix
+from bitnet.weights import Weights
+
+if TYPE_CHECKING:
+    from bitnet.model import Segment
+
+
+class CompiledLayers:
+    """All layers of a network in one call; see `compile_layers`."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> None:
+        from bitnet.kernels import graph  # numba, which a caller that only looks at a file need not load
+
+        self.config, self.backend, self.numerics = config, backend, numerics
+        matrices = [[m for m in layer.projections() if isinstance(m, TernaryMatrix)] for layer in weights.layers]
+        self._tiles = [[m.tiles for m in layer] for layer in matrices]  # what the addresses point into
+        first = matrices[0]
+        self._padded = tuple(m.tiles.width for m in (first[graph.Q], first[graph.O], first[graph.DOWN]))
+        self._addresses = np.array([[t.data.ctypes.data for t in layer] for layer in self._tiles], np.int64)
+        self._shapes = np.array([[t.data.shape[:2] for t in layer] for layer in self._tiles], np.int64)
+        self._scales = np.array([[m.scale for m in layer] for layer in matrices], np.float32)
+        self._norms = [
+            np.stack([_vector(getattr(layer, name)) for layer in weights.layers])
+            for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
+        ]
+        c = config
+        self._sizes = np.array(
+            [
+                c.head_dim,
+                c.rope_style == "half_split",
+                c.activation == "relu2",
+                numerics.query == "f16",
+            ],
+            np.int64,
+        )
+        self._lock = Lock()
+        self._uses: dict[KernelUse, tuple[int, int, int]] = {}  # calls, rows of one token, bytes
+        for m in weights.projections():
+            use = KernelUse(
+                kernel=f"{backend.device}.ternary_int8_token.int8_token",
+                role="projection",
+                weight_type=m.type_name,
+                isa=backend.variant.isa,
+            )
+            calls, rows, n_bytes = self._uses.get(use, (0, 0, 0))
+            self._uses[use] = calls + 1, rows + m.n_row, n_bytes + m.n_bytes
+        self._kept: list[NDArray[Any]] = []
+
+    def run(self, x: Float32, cos: Float32, sin: Float32, segments: Sequence[Segment]) -> None:
+        """All layers, in place: x [T, n_embd]."""
+        n_threads = self.backend.n_threads
+        width = max(len(s.cache.pages) for s in segments)
+        tables = np.full((len(segments), width), -1, np.int32)
+        for row, s in zip(tables, segments, strict=True):
+            row[: len(s.cache.pages)] = s.cache.pages
+        round_probs = [
+            self.numerics.probs == "f16" or (self.numerics.probs == "f16_decode" and s.n_token == 1) for s in segments
+        ]
+        with self._lock:
+            self._run(x, cos, sin, segments, tables, np.array(round_probs), n_threads)
+        for use, (calls, rows, n_bytes) in self._uses.items():
+            self.backend.ledger.add(use, rows=rows * len(x), n_bytes=n_bytes, calls=calls)
+
+    def _run(
+        self,
+        x: Float32,
+        cos: Float32,
+        sin: Float32,
+        segments: Sequence[Segment],
+        tables: NDArray[np.int32],
+        round_probs: NDArray[np.bool_],
+        n_threads: int,
+    ) -> None:
+        pool = segments[0].cache.pool
+        arguments = (
+            self._sizes,
+            np.float32(self.config.rms_eps),
+            np.float32(1.0 / math.sqrt(self.config.head_dim)),
+            self._addresses,
+            self._shapes,
+            self._scales,
+            *self._norms,
+            cos,
+            sin,
+            np.array([*(s.begin for s in segments), len(x)], np.int64),
+            np.array([s.cache.n_past for s in segments], np.int64),
+            round_probs,
+            tables,
+            pool.keys,
+            pool.values,
+            *self._scratch(len(x), n_threads),
+            x,
+        )
+        from bitnet.kernels import barrier, graph
+
+        state = barrier.new_barrier(n_threads)
+        self.backend.together(lambda thread, n: graph.layers(self.backend.variant, thread, n, state, *arguments))
+
+    def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
+        """Room for all intermediates; that of the last pass again, if it had as many tokens."""
+        if self._kept and len(self._kept[-1]) == n_token and len(self._kept[0]) == max(n_token, n_threads):
+            return self._kept
+        c = self.config
+        rows = max(n_token, n_threads)
+        made: list[NDArray[Any]] = []
+        for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
+            made += [np.empty((rows, n), np.float32), np.zeros((rows, padded), np.int8)]
+        made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
+        widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
+        self._kept = [*made, *(np.empty((n_token, n), np.float32) for n in widths)]
+        return self._kept
+
+
+def _vector(norm: Float32 | None) -> Float32:
+    return np.empty(0, np.float32) if norm is None else norm
+
+
+def compile_layers(
+    config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics
+) -> CompiledLayers | None:
+    """All layers as one call, or None where they do not suit it.
+
+    They do on the CPU, where every projection is ternary with one scale and activations are int8 by token.
+    """
+    suit = (
+        backend.device == "cpu"
+        and numerics.activation == "int8_token"
+        and all(
+            isinstance(m, TernaryMatrix) and m.block_scale is None and m.tiles.layout == backend.variant.layout
+            for m in weights.projections()
+        )
+    )
+    return CompiledLayers(config, weights, backend, numerics) if suit else None

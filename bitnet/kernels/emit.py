@@ -1,0 +1,122 @@
+"""The code that the ternary kernels become on another machine, for variants that this one cannot run.
+
+    python -m bitnet.kernels.emit neon --as object > kernel.o
+
+writes an object file with one C function, to be linked with a driver and run under an emulator:
+
+    ternary_sums(void *unused, const uint8_t *tiles, int64_t row_tiles, int64_t n_tile,
+                 const int8_t *q, int64_t n_token, int32_t *sums);
+
+`sums[row tile, token, 16]` takes the sums of digits × codes; `q` is [n_token, columns of all tiles].
+
+It runs in a process of its own: numba's compiler is told to make code for no machine in particular and to load none
+of it, and LLVM's target machine of the other kind turns it into instructions. The driver defines the names that the
+object leaves open; they are for errors and for memory that nothing here allocates, and none is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest import mock
+
+from llvmlite import binding
+from numba import carray, types
+from numba.core import compiler, cpu
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from bitnet.kernels import dot, ternary
+from bitnet.kernels.variants import VARIANTS, Variant
+
+Form = Literal["assembly", "object"]
+
+#: The exported function.
+SYMBOL = "ternary_sums"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A machine: LLVM's names of its kind and its CPU."""
+
+    triple: str
+    cpu: str
+
+
+#: A machine for each instruction set of `variants.VARIANTS`.
+TARGETS = {
+    "avx512vnni": Target(triple="x86_64-unknown-linux-gnu", cpu="cascadelake"),
+    "avx2": Target(triple="x86_64-unknown-linux-gnu", cpu="haswell"),
+    "neon_dotprod": Target(triple="aarch64-unknown-linux-gnu", cpu="cortex-a76"),
+    "generic": Target(triple="x86_64-unknown-linux-gnu", cpu="x86-64"),
+}
+
+
+def emitted(variant: Variant, form: Form) -> bytes:
+    """The kernels of a variant as assembly or as an object file, compiled in a child process."""
+    command = [sys.executable, "-m", "bitnet.kernels.emit", variant.id, "--as", form]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603  this module
+
+
+def _sums(v, tiles, row_tiles, n_tile, q, n_token, out):
+    stride = n_tile * dot.columns(v)
+    flat = carray(tiles, (row_tiles * n_tile * 64,))
+    flat_q = carray(q, (n_token * stride,))
+    sums = carray(out, (row_tiles * n_token * 16,))
+    for tile_row in range(row_tiles):
+        t = 0
+        while t < n_token:
+            mine = sums[16 * (tile_row * n_token + t) :]
+            t += ternary.row_tile_sums(
+                v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n_token - t, mine
+            )
+
+
+def _llvm(variant: Variant) -> str:
+    """LLVM code of `_sums`, exported as `SYMBOL`."""
+    size, sums = types.intp, types.CPointer(types.int32)
+    signature = (
+        dot.VariantType(variant), types.CPointer(types.uint8), size, size, types.CPointer(types.int8), size, sums
+    )  # fmt: skip
+    flags: Any = compiler.Flags()
+    flags.no_compile, flags.no_cpython_wrapper, flags.nrt, flags.error_model = True, True, True, "numpy"
+    context = cpu_target.target_context.with_aot_codegen("bitnet", cpu_name="")
+    cpu_target.__dict__["_toplevel_target_context"] = context  # device functions are compiled for it too
+    nothing_to_call = mock.patch.object(cpu.CPUContext, "get_executable", return_value=len)
+    with global_compiler_lock, nothing_to_call:
+        library = context.codegen().create_library("bitnet")
+        result = compiler.compile_extra(
+            cpu_target.typing_context, context, _sums, signature, types.void, flags, locals={}, library=library
+        )
+        library.finalize()
+        library.get_function(result.fndesc.llvm_cfunc_wrapper_name).name = SYMBOL
+        return str(library._final_module)
+
+
+def _instructions(code: str, target: Target, form: Form) -> bytes:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, opt=3, reloc="pic")
+    module = binding.parse_assembly(code)
+    module.triple, module.data_layout = target.triple, str(machine.target_data)
+    module.verify()
+    if form == "object":
+        return bytes(machine.emit_object(module))
+    return str(machine.emit_assembly(module)).encode()
+
+
+def main() -> None:
+    """Write the code of one variant to standard output."""
+    parser = argparse.ArgumentParser(prog="python -m bitnet.kernels.emit")
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("--as", dest="form", choices=("assembly", "object"), default="assembly")
+    arguments = parser.parse_args()
+    variant = VARIANTS[arguments.variant]
+    sys.stdout.buffer.write(_instructions(_llvm(variant), TARGETS[variant.isa], arguments.form))
+
+
+if __name__ == "__main__":
+    main()

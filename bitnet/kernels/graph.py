@@ -1,0 +1,188 @@
+"""The layers of a forward pass as one compiled call that every thread runs, without the interpreter lock.
+
+Threads meet at a barrier about six times a layer. Matrices are split by rows of tiles and attention by heads, so every
+sum is made by one thread in the order of the kernels themselves: the same kernels that `model.py` calls one by one,
+and the same bits. The small work before a product (norm, quantisation) is repeated by every thread for one token, and
+shared between them by tokens for more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from bitnet.kernels import attend, cpu, ternary
+from bitnet.kernels.barrier import wait
+from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.simd import intrinsic, round_f16
+
+#: Elements of `sizes`.
+HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY = range(4)
+#: Rows of `matrices`, `shapes` and `scales` of a layer.
+Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741  # the field's names
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """An address as a pointer to bytes."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(types.int64), build
+
+
+@intrinsic
+def _as_stored(typingctx: Any, store: Any, value: Any) -> Any:
+    """A float32 as an array of the cache holds it: itself, or the bits of its binary16 (half to even)."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.return_type == types.float32:
+            return args[1]
+        return builder.bitcast(builder.fptrunc(args[1], ir.HalfType()), ir.IntType(16))
+
+    return store.dtype(store, types.float32), build
+
+
+@device
+def _share(n, thread, n_threads):
+    """The part [begin, end) of n that a thread does."""
+    return n * thread // n_threads, n * (thread + 1) // n_threads
+
+
+@device
+def _prepare(thread, n_threads, state, x, weight, eps, h, q, scale, total):
+    """Norm (where there is one) and int8 codes of x [n_token, n], to row `thread` for one token, row t for more."""
+    n_token = x.shape[0]
+    if n_token == 1:
+        begin, end, to = 0, 1, thread
+    else:
+        begin, end = _share(n_token, thread, n_threads)
+        to = begin
+    stop = to + end - begin
+    if weight.size:
+        cpu.rms_norm(x[begin:end], weight, eps, h[to:stop])
+        cpu.quantise_int8_token(h[to:stop], q[to:stop], scale[to:stop], total[to:stop])
+    else:
+        cpu.quantise_int8_token(x[begin:end], q[to:stop], scale[to:stop], total[to:stop])
+    if n_token > 1:
+        wait(state, n_threads)
+
+
+@device
+def _multiply(v, thread, n_threads, address, shape, tensor_scale, q, scale, total, sums, out):
+    """This thread's rows of one product; the first and the last of them."""
+    tiles = numba.carray(_pointer(address), (shape[0], shape[1], 64))
+    begin, end = _share(shape[0], thread, n_threads)
+    if out.shape[0] == 1:
+        ternary.matvec(v, tiles, q[thread], total[thread], scale[thread], tensor_scale, begin, end, sums, out[0])
+    else:
+        n = out.shape[0]
+        ternary.matmul(v, tiles, q[:n], total, scale, tensor_scale, begin, end, sums, out)
+    return 16 * begin, min(16 * end, out.shape[1])
+
+
+@device
+def _store(store, page, slot, head, row):
+    """One head of keys or values into the cache, in its type."""
+    for i in range(row.size):
+        store[page, head, slot, i] = _as_stored(store, row[i])
+
+
+@device
+def _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, tables, keys, values):
+    """Rotary of this thread's heads, and its keys and values into the cache [n_page, n_head_kv, page, head_dim]."""
+    width, page_size = sizes[HEAD_DIM], keys.shape[2]
+    begin, end = _share(q.shape[1] // width, thread, n_threads)
+    for t in range(q.shape[0]):
+        row = q[t][begin * width : end * width].reshape((1, (end - begin) * width))
+        cpu.rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
+        if sizes[ROUND_QUERY]:
+            for i in range(row.size):
+                row[0, i] = round_f16(row[0, i])
+    begin, end = _share(keys.shape[1], thread, n_threads)
+    for s in range(entries.size):
+        for t in range(borders[s], borders[s + 1]):
+            entry = entries[s] + t - borders[s]
+            page, slot = tables[s, entry // page_size], entry % page_size
+            for head in range(begin, end):
+                row = k[t][head * width : (head + 1) * width].reshape((1, width))
+                cpu.rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
+                _store(keys, page, slot, head, row[0])
+                _store(values, page, slot, head, v[t][head * width : (head + 1) * width])
+
+
+@device
+def _add(x, h, begin, end):
+    for t in range(x.shape[0]):
+        for i in range(begin, end):
+            x[t, i] = x[t, i] + h[t, i]
+
+
+@device
+def _gate(sizes, gate, up, begin, end, h):
+    for t in range(gate.shape[0]):
+        n = end - begin
+        a, b = gate[t][begin:end].reshape((1, n)), up[t][begin:end].reshape((1, n))
+        if sizes[RELU2]:
+            cpu.relu2_gate(a, b, h[t][begin:end].reshape((1, n)))
+        else:
+            cpu.silu_gate(a, b, h[t][begin:end].reshape((1, n)))
+
+
+@kernel
+def layers(
+    variant, thread, n_threads, state, sizes, eps, attention_scale,
+    matrices, shapes, scales, attn_norm, attn_sub_norm, ffn_norm, ffn_sub_norm,
+    cos, sin, borders, entries, round_probs, tables, keys, values,
+    h, q8, h_q, q8_q, h_ff, q8_ff, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
+):  # fmt: skip
+    """All layers, in place: x [T, n_embd] from the embedding to the last residual.
+
+    thread, n_threads, state     who this is of how many, and the barrier they share
+    sizes, eps, attention_scale  see the names above
+    matrices, shapes, scales     [n_layer, 7]: address of the tiles, (row tiles, column tiles), tensor scale
+    *_norm                       [n_layer, n]; n = 0 where the architecture has none
+    cos, sin                     [T, head_dim / 2]
+    borders, entries             sequence s has tokens [borders[s], borders[s + 1]), the first at cache entry entries[s]
+    round_probs                  [n_sequence]: whether probabilities are rounded to binary16
+    tables                       [n_sequence, pages]
+    keys, values                 [n_layer, n_page, n_head_kv, page, head_dim]
+    h … total8                   scratch of max(T, n_threads) rows; codes are as wide as the tiles, zero where padded
+    q … y                        scratch of T rows
+    """
+    sums = np.empty(16 * ternary.BLOCK, np.int32)
+    first, last = _share(q.shape[1] // sizes[HEAD_DIM], thread, n_threads)
+    for il in range(matrices.shape[0]):
+        m, s, c = matrices[il], shapes[il], scales[il]
+        _prepare(thread, n_threads, state, x, attn_norm[il], eps, h, q8, scale8, total8)
+        _multiply(variant, thread, n_threads, m[Q], s[Q], c[Q], q8, scale8, total8, sums, q)
+        _multiply(variant, thread, n_threads, m[K], s[K], c[K], q8, scale8, total8, sums, k)
+        _multiply(variant, thread, n_threads, m[V], s[V], c[V], q8, scale8, total8, sums, v)
+        wait(state, n_threads)
+        _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, tables, keys[il], values[il])
+        wait(state, n_threads)
+        for i in range(entries.size):
+            begin, end = borders[i], borders[i + 1]
+            attend.attention(
+                q[begin:end], keys[il], values[il], tables[i], entries[i], attention_scale, round_probs[i],
+                first, last, kqv[begin:end],
+            )  # fmt: skip
+        wait(state, n_threads)
+        _prepare(thread, n_threads, state, kqv, attn_sub_norm[il], eps, h_q, q8_q, scale8, total8)
+        begin, end = _multiply(variant, thread, n_threads, m[O], s[O], c[O], q8_q, scale8, total8, sums, y)
+        _add(x, y, begin, end)
+        wait(state, n_threads)
+        _prepare(thread, n_threads, state, x, ffn_norm[il], eps, h, q8, scale8, total8)
+        _multiply(variant, thread, n_threads, m[GATE], s[GATE], c[GATE], q8, scale8, total8, sums, gate)
+        begin, end = _multiply(variant, thread, n_threads, m[UP], s[UP], c[UP], q8, scale8, total8, sums, up)
+        _gate(sizes, gate, up, begin, end, act)
+        wait(state, n_threads)
+        _prepare(thread, n_threads, state, act, ffn_sub_norm[il], eps, h_ff, q8_ff, scale8, total8)
+        begin, end = _multiply(variant, thread, n_threads, m[DOWN], s[DOWN], c[DOWN], q8_ff, scale8, total8, sums, y)
+        _add(x, y, begin, end)
+        wait(state, n_threads)

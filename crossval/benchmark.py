@@ -1,0 +1,157 @@
+"""Speed: what was measured, with whom it alternated, and how far it is from what the machine's memory allows.
+
+A row is one engine doing one thing (decode at a position, prefill of a length) with one number of threads. Peers
+alternate within a repetition, so that a slow minute of the machine slows all of them; medians are quoted, with a
+bootstrap interval, and ratios are of medians of the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+What = Literal["decode", "prefill"]
+
+SCHEMA = "urn:bitnet-crossval:benchmark-1"
+_RESAMPLES = 2000
+_COVERAGE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One thing to time.
+
+    Attributes:
+        what: Decode `tokens` one at a time after a prompt of `position` tokens, or prefill a prompt of `tokens`.
+        batch: Sequences decoded together.
+    """
+
+    what: What
+    tokens: int
+    position: int = 0
+    threads: int
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        """As a person says it."""
+        at = f" at {self.position}" if self.what == "decode" and self.position else ""
+        many = f", {self.batch} sequences" if self.batch > 1 else ""
+        return f"{self.what} {self.tokens}{at}{many}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One engine on one task.
+
+    Attributes:
+        engine: Who.
+        seconds: Of each repetition.
+        weight_bytes: Read from memory for one step of decoding, or None where it is not known.
+    """
+
+    engine: str
+    task: Task
+    seconds: tuple[float, ...]
+    weight_bytes: int | None = None
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Tokens a second of each repetition, of all sequences together."""
+        return tuple(self.task.tokens * self.task.batch / s for s in self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The median."""
+        return statistics.median(self.rates)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A bootstrap interval of the median (95 %), the same each time it is asked for."""
+        rng = np.random.default_rng(0)
+        drawn = np.median(rng.choice(self.rates, (_RESAMPLES, len(self.rates))), axis=1)
+        low, high = np.quantile(drawn, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
+        return float(low), float(high)
+
+    def share(self, bandwidth: Mapping[int, float]) -> float | None:
+        """How much of the speed that memory allows a decode step reaches; None for what is not bound by memory."""
+        limit = bandwidth.get(self.task.threads)
+        if limit is None or self.weight_bytes is None or self.task.what != "decode" or self.task.batch > 1:
+            return None
+        return self.rate * self.weight_bytes / limit
+
+    def to_dict(self, bandwidth: Mapping[int, float]) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {
+            "engine": self.engine,
+            **asdict(self.task),
+            "seconds": list(self.seconds),
+            "tokens_per_second": self.rate,
+            "interval": list(self.interval),
+            "weight_bytes": self.weight_bytes,
+            "share_of_bandwidth": self.share(bandwidth),
+        }
+
+
+class Engine(Protocol):
+    """What can be timed."""
+
+    @property
+    def name(self) -> str:
+        """Who."""
+        ...
+
+    def seconds(self, task: Task) -> float:
+        """Do it once; the wall time of the thing itself."""
+        ...
+
+    def weight_bytes(self, task: Task) -> int | None:
+        """Bytes of weights that one step reads."""
+        ...
+
+
+def alternate(
+    engines: Sequence[Engine],
+    tasks: Sequence[Task],
+    repeats: int,
+    say: Callable[[int, int, str], None] = lambda *_: None,
+) -> list[Row]:
+    """Time every engine on every task, in turn, after one round to warm up.
+
+    Args:
+        engines: In the order they take their turns.
+        tasks: One after the other.
+        repeats: Timed rounds of each task.
+        say: Told rounds done, rounds in all, and what comes.
+    """
+    rows = []
+    total, done = len(tasks) * (repeats + 1) * len(engines), 0
+    for task in tasks:
+        seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
+        for round_ in range(repeats + 1):
+            for engine in engines:
+                say(done, total, f"{task.name}, {task.threads} thread(s): {engine.name}")
+                took = engine.seconds(task)
+                if round_:
+                    seconds[engine.name].append(took)
+                done += 1
+        rows += [
+            Row(engine=e.name, task=task, seconds=tuple(seconds[e.name]), weight_bytes=e.weight_bytes(task))
+            for e in engines
+        ]
+    return rows
+
+
+def ratios(rows: Sequence[Row], ours: str) -> dict[Task, float]:
+    """Our median over the best median of the others, for each task that others did too."""
+    found = {}
+    for task in {row.task for row in rows}:
+        mine = [row.rate for row in rows if row.task == task and row.engine == ours]
+        others = [row.rate for row in rows if row.task == task and row.engine != ours]
+        if mine and others:
+            found[task] = mine[0] / max(others)
+    return found

@@ -1,0 +1,58 @@
+"""Threads that meet: none passes before all have come, and each sees what the others wrote."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from bitnet.kernels import barrier
+from bitnet.kernels.compile import kernel
+
+
+@kernel
+def rounds(state, thread, n_threads, n, written, missed):
+    """Write the round's number, meet, look at everybody's, meet again."""
+    for i in range(n):
+        written[16 * thread] = i + 1
+        barrier.wait(state, n_threads)
+        for other in range(n_threads):
+            if written[16 * other] != i + 1:
+                missed[0] += 1
+        barrier.wait(state, n_threads)
+
+
+@kernel
+def rounds_without(state, thread, n_threads, n, written, missed):
+    """The same for threads that do not wait."""
+    for i in range(n):
+        written[16 * thread] = i + 1
+        for other in range(n_threads):
+            if written[16 * other] != i + 1:
+                missed[0] += 1
+
+
+def run(function, n_threads, n):
+    state, written, missed = barrier.new_barrier(n_threads), np.zeros(16 * n_threads, np.int64), np.zeros(1, np.int64)
+    arguments = [(state, thread, n_threads, n, written, missed) for thread in range(n_threads)]
+    function(barrier.new_barrier(1), 0, 1, 1, written.copy(), missed)  # compiled before anybody waits
+    threads = [threading.Thread(target=function, args=a, daemon=True) for a in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return int(missed[0])
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 5])
+def test_everybody_sees_everybody(n_threads):
+    assert run(rounds, n_threads, 300) == 0
+
+
+def test_without_it_they_do_not():
+    assert run(rounds_without, 4, 20_000) > 0
+
+
+def test_threads_without_a_core_of_their_own_yield_at_once():
+    assert barrier.new_barrier(1)[17] == barrier.SPINS
+    assert barrier.new_barrier(4096)[17] == 0

@@ -1,0 +1,204 @@
+"""`bitnet infer batch`: answers in order, each once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command_line import MODELS, ROOT, TINY, run, schema, validated
+
+ANSWER = schema("infer-batch-1")
+STARTS = ("One day Anna", "The duck", "Tom has a red kite", "In the park")
+
+
+def prompts(n):
+    """Lines of every kind: text, ids, chat, settings of their own, and some that are bad."""
+    kinds = [
+        lambda i: {"id": i, "prompt": STARTS[i % 4], "max_new_tokens": 5 + i % 7},
+        lambda i: {"id": f"chat {i}", "messages": [{"role": "user", "content": STARTS[i % 4]}]},
+        lambda i: {"ids": [1009, 776, 438 + i % 3], "temperature": 0.8, "seed": i},
+        lambda i: {"prompt": i} if i % 3 else {"prompt": "x", "max_new_tokens": -1},
+        lambda i: {"id": i, "prompt": STARTS[i % 4]},
+    ]
+    return [json.dumps(kinds[i % 5](i)) for i in range(n)]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(prompts(10)) + "\n")
+    return path
+
+
+def batch(asked, *more, out=None):
+    out = out if out is not None else asked.with_name("out.jsonl")
+    return run("infer", "batch", asked, "-o", out, "-m", TINY, "-n", "12", *more)
+
+
+def answers(asked):
+    return [json.loads(line) for line in asked.with_name("out.jsonl").read_text().splitlines()]
+
+
+def test_every_line_is_answered_in_order(asked):
+    done = batch(asked)
+    assert done.code == 1  # some lines are bad
+    found = answers(asked)
+    for answer in found:
+        ANSWER.validate(answer)
+    assert [a["line"] for a in found] == list(range(1, 11))
+    assert [a["id"] for a in found] == [0, "chat 1", None, None, 4, 5, "chat 6", None, None, 9]
+    assert [a["error"] is not None for a in found] == [False, False, False, True, False] * 2
+    assert found[0]["text"]
+    assert len(found[0]["ids"]) <= 5
+    assert found[3]["error"]["what"] == "max_new_tokens is -1"
+    assert found[8]["error"]["where"] == "line 9"
+    assert "10 answers written, 2 errors" in done.err
+
+
+def test_an_answer_is_what_the_prompt_gives_alone(asked):
+    import bitnet
+
+    batch(asked, "--batch-size", "4")
+    model = bitnet.load(TINY)
+    found = answers(asked)
+    assert found[0]["text"] == model.generate(STARTS[0], max_new_tokens=5).text
+    assert found[2]["ids"] == list(model.generate([1009, 776, 440], max_new_tokens=12, temperature=0.8, seed=2).ids)
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_the_file_has_the_same_bytes_for_every_batch_size(asked, size):
+    batch(asked, out=asked.with_name("usual.jsonl"))
+    batch(asked, "--batch-size", size)
+    assert asked.with_name("out.jsonl").read_bytes() == asked.with_name("usual.jsonl").read_bytes()
+
+
+def test_a_second_run_adds_nothing_and_says_so(asked):
+    batch(asked)
+    before = asked.with_name("out.jsonl").read_bytes()
+    document = validated(batch(asked, "--format", "json").out)
+    assert {k: document[k] for k in ("prompts", "resumed", "written", "errors")} == {
+        "prompts": 10,
+        "resumed": 10,
+        "written": 0,
+        "errors": 2,
+    }
+    assert asked.with_name("out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["input", "settings", "model", "tokenizer"])
+def test_another_run_is_refused_unless_it_may_overwrite(asked, change):
+    batch(asked)
+    before = asked.with_name("out.jsonl").read_bytes()
+    more = {
+        "settings": ["--temperature", "0.5"],
+        "model": ["--model", str(MODELS / "tiny-silu.i2_s.gguf")],
+        "tokenizer": ["--device", "cpu"],
+    }.get(change, [])
+    if change == "input":
+        asked.write_text(asked.read_text().replace("The duck", "The goose", 1))
+    if change == "tokenizer":  # an unchanged run goes on
+        assert batch(asked, *more).code == 1
+        return
+    done = batch(asked, *more)
+    assert done.code == 2
+    assert "--overwrite" in done.err
+    assert asked.with_name("out.jsonl").read_bytes() == before
+    assert batch(asked, *more, "--overwrite").code == 1
+    assert asked.with_name("out.jsonl").read_bytes() != before
+
+
+def test_stop_on_error_keeps_what_came_before_and_goes_on_once_mended(asked):
+    done = batch(asked, "--stop-on-error")
+    assert done.code == 1
+    assert f"{asked}, line 4: max_new_tokens is -1" in done.err
+    assert len(answers(asked)) == 3
+    asked.write_text(asked.read_text().replace('"max_new_tokens": -1', '"max_new_tokens": 1'))
+    assert f"{asked}, line 9: " in batch(asked, "--stop-on-error").err
+    assert len(answers(asked)) == 8
+
+
+def test_pipes(asked):
+    to_file = batch(asked)
+    done = run("infer", "batch", "-", "-o", "-", "-m", TINY, "-n", "12", "-q", stdin=asked.read_text())
+    assert done.code == to_file.code
+    assert done.out == asked.with_name("out.jsonl").read_text()
+    assert done.err == ""
+
+
+def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps({"prompt": "duck " * 2000}) + "\n" + json.dumps({"prompt": "The duck"}) + "\n")
+    assert batch(path).code == 1
+    first, second = answers(path)
+    assert first["error"]["error"] == "ResourceLimitError"
+    assert second["error"] is None
+
+
+@pytest.mark.parametrize(("name", "out", "message"), [("none", "out", "no such"), ("in", "no/out", "No such")])
+def test_paths_that_do_not_exist(name, out, message, tmp_path):
+    (tmp_path / "in").write_text('{"prompt": "a"}\n')
+    done = run("infer", "batch", tmp_path / name, "-o", tmp_path / out, "-m", TINY)
+    assert done.code == 2
+    assert message in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("seed", range(2))
+def test_a_run_that_is_killed_again_and_again_gives_the_file_of_one_that_was_not(seed, tmp_path):
+    draw = random.Random(seed)
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(prompts(120)) + "\n")
+    batch(asked, out=tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    kills = repaired = 0
+    for attempt in range(8):
+        command = ["infer", "batch", str(asked), "-o", str(out), "-m", TINY, "-n", "12"]
+        command += ["--batch-size", str(draw.choice((1, 3, 8)))]
+        size = out.stat().st_size if out.exists() else 0
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bitnet", *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while child.poll() is None and (not out.exists() or out.stat().st_size <= size):
+            time.sleep(0.001)
+        if attempt < 7:  # the last run may finish
+            time.sleep(draw.uniform(0, 0.3))
+            child.send_signal(signal.SIGKILL)
+        _, errors = child.communicate(timeout=60)
+        assert b"Traceback" not in errors
+        if child.returncode >= 0:
+            assert child.returncode == 1  # the bad lines
+            break
+        kills += 1
+        content = out.read_bytes()
+        assert whole.startswith(content[: content.rfind(b"\n") + 1])
+        if draw.random() < 0.5:  # a power cut in the middle of a line
+            repaired += 1
+            os.truncate(out, draw.randint(max(0, len(content) - 400), len(content)))
+    assert kills >= 2
+    assert out.read_bytes() == whole
+    assert repaired
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupt_leaves_whole_lines_and_130(tmp_path):
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(prompts(400)) + "\n")
+    command = [sys.executable, "-m", "bitnet", "infer", "batch", str(asked), "-o", str(out), "-m", TINY]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    while child.poll() is None and (not out.exists() or out.stat().st_size == 0):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert b"Traceback" not in errors
+    for line in out.read_text().splitlines(keepends=True):
+        ANSWER.validate(json.loads(line))
+        assert line.endswith("\n")
