@@ -7,6 +7,7 @@ each operation sees the reference's captured inputs. The oracle does the same, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -64,7 +65,8 @@ def check_operations(lane: Lane) -> Rung:
         if not lane.votes:
             _self_check(lane, ours, theirs.taps)
         if not lane.votes or lane.located is not None:
-            lane.votes = [_vote(lane, locked, ours, theirs.taps)]
+            further = {} if lane.located is None else lane.witnesses()
+            lane.votes = [_vote(lane, locked, ours, theirs.taps, further)]
         if lane.located is not None:
             lane.locked = locked
             break
@@ -169,15 +171,17 @@ def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located |
     return equal, tried, first
 
 
-def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
-    """Engine, oracle and reference on the same inputs: who agrees with whom, over every captured operation."""
+def _vote(
+    lane: Lane, locked: Request, ours: Taps, theirs: Taps, further: Mapping[str, Runner | None] = MappingProxyType({})
+) -> Vote:
+    """Engine, oracle, reference and further witnesses on the same inputs: who agrees, over every captured operation."""
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
     named: dict[str, Taps] = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
     silent: dict[str, frozenset[str]] = {}
     absent: list[str] = []
-    for name, witness in (lane.witnesses() if lane.located is not None and not third else {}).items():
+    for name, witness in further.items():
         try:
             heard = None if witness is None else witness.run(locked).taps
         except (ReferenceUnavailableError, ReferenceFailedError):

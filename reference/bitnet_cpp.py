@@ -134,7 +134,7 @@ class BitnetCpp:
             raise ReferenceFailedError(f"bitnet.cpp's intermediates cannot be told apart: {error}") from error
         return Observation(
             ids=(*request.ids, *generated),
-            logits=np.concatenate(logits),
+            logits=np.concatenate(logits)[n - 1 if request.last_only else 0 :],
             generated=tuple(generated),
             taps=taps,
             seconds={"prefill": prefilled - started, "decode": time.perf_counter() - prefilled},

@@ -113,7 +113,7 @@ class Transformers:
                 generated.append(int(rows[-1][-1].argmax()))  # of equals the lowest id
         return Observation(
             ids=(*request.ids, *generated),
-            logits=np.concatenate(rows),
+            logits=np.concatenate(rows)[n - 1 if request.last_only else 0 :],
             generated=tuple(generated),
             taps=taps.recorded(),
             seconds={"prefill": prefilled - started, "decode": time.perf_counter() - prefilled},

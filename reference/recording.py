@@ -67,9 +67,11 @@ class Recorder:
         return bool(self._runs)
 
     def run(self, request: Request) -> Observation:
-        """Compute, and keep it. What is computed on locked inputs is not kept: they are another engine's."""
+        """Compute, and keep it. What is computed on locked inputs is not kept: they are another engine's. Nor are
+        logits of the last position alone, which a recording has among the others.
+        """
         seen = self._runner.run(request)
-        if request.lock is None:
+        if request.lock is None and not request.last_only:
             key = _asked(request)
             before = self._runs.get(key)
             if before is None or before[0].n_greedy <= request.n_greedy:
@@ -210,12 +212,13 @@ class Recording:
                 remedy=f"it holds {len(self._runs)}, of other ids or in other batches; record this one too",
             )
         generated = tuple(run["generated"][: request.n_greedy])
+        first = len(request.ids) - 1 if request.last_only else 0
         n = len(request.ids) + max(request.n_greedy - 1, 0)
         taps: dict[TapKey, Float32] = {}
         if request.taps:
             taps = {(str(tap), int(layer)): self._array(key) for tap, layer, key in run["taps"]}
         return Observation(
-            ids=(*request.ids, *generated), logits=self._array(run["logits"])[:n], generated=generated, taps=taps
+            ids=(*request.ids, *generated), logits=self._array(run["logits"])[first:n], generated=generated, taps=taps
         )
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:

@@ -67,6 +67,8 @@ def test_logits_and_taps_are_those_of_the_binding_to_the_bit(pair, n_batch):
 @with_llama_cpp
 def test_capturing_changes_no_bit(pair):
     shim = pair[1]
+    last = shim.run(Request(ids=IDS, n_greedy=3, last_only=True)).logits
+    assert (last == shim.run(Request(ids=IDS, n_greedy=3)).logits[len(IDS) - 1 :]).all()
     assert (shim.run(Request(ids=IDS, taps=True)).logits == shim.run(Request(ids=IDS)).logits).all()
 
 

@@ -75,6 +75,8 @@ def test_it_continues_greedily_and_says_who_it_is(relu2):
     seen = relu2.run(Request(ids=IDS, n_greedy=5))
     forced = relu2.run(Request(ids=(*IDS, *seen.generated[:-1]), n_batch=len(IDS)))
     assert (forced.logits == seen.logits).all()
+    last = relu2.run(Request(ids=IDS, n_greedy=5, last_only=True))
+    assert (last.logits == seen.logits[len(IDS) - 1 :]).all()
     assert seen.generated == tuple(int(i) for i in forced.logits[len(IDS) - 1 :].argmax(axis=1))
     info = relu2.info
     assert (info.name, info.family, info.obtained) == ("transformers", "transformers", "live")
