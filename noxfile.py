@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
     install(session, "test")
     use_llama_cpp(session)
-    everything = ("-m", "not hf", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    everything = ("-m", "not hf and not neon", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
     session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
@@ -89,7 +89,7 @@ def bench(session: nox.Session) -> None:
     """Measure the engine and llama.cpp side by side, in one run."""
     install(session)
     use_llama_cpp(session)
-    leave(code_of(session, "crossval", "bench", *session.posargs))
+    leave(code_of(session, "bitnet", "benchmark", "compare", *(session.posargs or ("--shape", "2b-4t"))))
 
 
 @nox.session(default=False)
@@ -127,6 +127,18 @@ def hf(session: nox.Session) -> None:
     install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
     install(session, "test")
     session.run("python", "-m", "pytest", "-m", "hf", *session.posargs)
+
+
+@nox.session(default=False)
+def neon(session: nox.Session) -> None:
+    """Run the ARM kernels under an emulator (Debian: qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross)."""
+    for program in ("qemu-aarch64", "aarch64-linux-gnu-gcc"):
+        if shutil.which(program) is None:
+            session.error(
+                f"{program} is missing: apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+            )
+    install(session, "test")
+    session.run("python", "-m", "pytest", "-m", "neon", *session.posargs)
 
 
 @nox.session(default=False)

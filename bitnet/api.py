@@ -16,6 +16,7 @@ from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import open_model
 from bitnet.kernels import kernels
 from bitnet.kernels.variants import PLAIN, choose, for_blocks
+from bitnet.limits import check_room
 from bitnet.linear import Backend
 from bitnet.model import network
 from bitnet.runtime import Runtime, pool_pages
@@ -78,6 +79,7 @@ def load(
     Raises:
         UsageError: No path, or a device, a thread count or kernels without meaning here.
         ModelFileError: The file is damaged, incomplete, or of an unknown architecture.
+        ResourceLimitError: The weights do not fit into BITNET_MEMORY_LIMIT.
     """
     began = time.perf_counter()
     path = path or os.environ.get("BITNET_GGUF")
@@ -90,6 +92,7 @@ def load(
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
     gguf = open_model(path)
     config, notices = read_config(gguf)
+    check_room(gguf.n_bytes)
     weights = read_weights(gguf, config)
     chosen = numerics or default_numerics(gguf, weights)
     if chosen.activation == "q8_k":

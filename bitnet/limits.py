@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-from bitnet.errors import UsageError
+import psutil
+
+from bitnet.errors import ResourceLimitError, UsageError
 
 MEMORY = "BITNET_MEMORY_LIMIT"
 BATCH = "BITNET_BATCH_SIZE"
@@ -47,3 +49,22 @@ def batch_size(asked: int | None = None) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _MOST_TOGETHER:
         raise UsageError(f"is {text!r}", where=BATCH, remedy=f"a number of sequences, 1 to {_MOST_TOGETHER}")
     return int(text)
+
+
+def check_room(n_bytes: int) -> None:
+    """Refuse weights of so many bytes where they do not fit into what BITNET_MEMORY_LIMIT leaves.
+
+    Raises:
+        ResourceLimitError: They do not; nothing was allocated.
+        UsageError: The variable has no meaning.
+    """
+    limit = memory_limit()
+    if limit is None:
+        return
+    left = limit - psutil.Process().memory_info().rss
+    if n_bytes > left:
+        raise ResourceLimitError(
+            f"the weights take {n_bytes / 1e6:.0f} MB, and of {limit / 1e6:.0f} MB {max(left, 0) / 1e6:.0f} MB are left",
+            where=MEMORY,
+            remedy="raise the limit, or take a smaller model",
+        )

@@ -153,7 +153,8 @@ class Network:
     def _top(self, x: Float32, lengths: Sequence[int], counts: Sequence[int | None]) -> list[Candidates]:
         """The largest logits of each row of x, screened where that is proven and pays."""
         few = [k for k in counts if k is not None and k <= MAX_TOP]
-        screen = self.screen if len(few) == len(counts) <= MAX_SCREENED else None
+        built = "screen" in self._prepared or max(lengths) == 1  # the first token does not wait for it
+        screen = self.screen if built and len(few) == len(counts) <= MAX_SCREENED else None
         roundings = {head_rounding(self.numerics, n) for n in lengths}
         if screen is None or len(roundings) > 1:
             return [Candidates(ids=None, logits=row) for row in self._head(x, lengths)]

@@ -92,25 +92,6 @@ def run(
 
 
 @app.command()
-def bench(
-    model: Annotated[
-        list[Path] | None, typer.Option(help="GGUF files; default BITNET_GGUF, else the shipped models.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each side, alternating.")] = 7,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of both sides.")] = None,
-) -> None:
-    """Measure the engine against llama.cpp (TQ2_0, same weights), alternating in one run; print medians and ratios.
-
-    Example: python -m crossval bench --repeats 11
-    """
-    from crossval.bench import compare
-
-    models = models_of(model)
-    console = Console(highlight=False)
-    console.print(compare(models, FIXTURES, Path("build/crossval/models"), repeats=repeats, n_threads=threads))
-
-
-@app.command()
 def accuracy(
     device: Annotated[str, typer.Option(help="Kernels to measure: cpu (compiled) or plain (numpy).")] = "cpu",
 ) -> None:

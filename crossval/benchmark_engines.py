@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import bitnet
+from bitnet.errors import UsageError
 from bitnet.generation_config import GenerationConfig
+from bitnet.gguf import GGMLType, read
+from bitnet.transcode import transcode
 from crossval.benchmark import Task
 from crossval.plan import TIMEOUT
 from reference.process import ProcessRunner
-from reference.runner import Request
+from reference.runner import ReferenceUnavailableError, Request
 
 _ALPHABET = 997  # prompts of ids below it: every vocabulary has as many
 
@@ -41,9 +44,9 @@ class Ours:
         if task.what == "prefill":
             cache = model.network.new_cache(task.tokens)
             began = time.perf_counter()
-            model.network.forward(prompt(task.tokens), cache, last_only=True)
+            model.network.forward_top([(prompt(task.tokens), cache)], [[1]])
             return time.perf_counter() - began
-        greedy = GenerationConfig(max_new_tokens=task.tokens + 1, ignore_eos=True)
+        greedy = GenerationConfig(max_new_tokens=task.tokens + 1, ignore_eos=True, lookahead=False)
         prompts = [prompt(max(task.position, 1)) for _ in range(task.batch)]
         for i, ids in enumerate(prompts):
             ids[0] += i  # a beginning of its own: no page is shared
@@ -52,9 +55,12 @@ class Ours:
         return model.generate_batch(prompts, greedy, n_batch=task.batch)[0].metrics.decode_seconds
 
     def weight_bytes(self, task: Task) -> int:
-        """Of all projections and of what the head reads."""
-        weights = self._model(task.threads).weights
-        return weights.n_bytes
+        """What the ledger counts for one greedy step."""
+        model = self._model(task.threads)
+        ledger = model.network.backend.ledger
+        before = ledger.snapshot()
+        model.network.forward_top([(prompt(1), model.network.new_cache(1))], [[1]])
+        return sum(n_bytes for _, _, n_bytes in ledger.since(before).values())
 
 
 class LlamaCpp:
@@ -94,3 +100,23 @@ class LlamaCpp:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+
+def peers(model: Path, folder: Path) -> list[LlamaCpp]:
+    """llama.cpp on TQ2_0 and TQ1_0 copies, made once; under the name of the architecture that it computes.
+
+    Raises:
+        ReferenceUnavailableError: The model has no ternary weights that llama.cpp reads.
+    """
+    source = read(model)
+    arch = "llama" if source.metadata.get("general.architecture") == "llama" else "bitnet"
+    found = []
+    for to in (GGMLType.TQ2_0, GGMLType.TQ1_0):
+        copy = folder / f"{model.stem}.{source.sha256()[:16]}.{to.name.lower()}.gguf"
+        if not copy.exists():
+            try:
+                transcode(source, copy, to, arch=arch)
+            except UsageError as error:
+                raise ReferenceUnavailableError(f"llama.cpp cannot be shown this model: {error.what}") from error
+        found.append(LlamaCpp(copy, f"llama.cpp {to.name}"))
+    return found

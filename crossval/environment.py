@@ -61,6 +61,11 @@ def environment() -> Environment:
     )
 
 
+def cpu_name() -> str:
+    """The processor, as the system names it."""
+    return _cpu()[0]
+
+
 def _cpu() -> tuple[str, tuple[str, ...]]:
     """Model name and feature flags, as the operating system lists them, else as the compiler does."""
     try:

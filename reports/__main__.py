@@ -44,6 +44,18 @@ def summary_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
     sys.stdout.buffer.write(summary(receipts.read(receipt)).encode())
 
 
+@app.command(name="roofline")
+def roofline_command(
+    document: Annotated[Path, typer.Argument(help="What `bitnet benchmark … --out` wrote.")],
+    out: Annotated[Path, typer.Option(help="The picture, PNG or SVG.")] = Path("build/benchmark/roofline.png"),
+) -> None:
+    """Draw decode speed against what memory allows."""
+    from reports import roofline
+
+    roofline.draw(roofline.read(document), out)
+    print(f"wrote {out}")
+
+
 def main() -> None:
     """The command line; a user's mistake is one sentence on standard error, never a traceback."""
     try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet.errors import UsageError
-from bitnet.limits import BATCH, MEMORY, batch_size, memory_limit, parse_bytes
+import bitnet
+from bitnet.errors import ResourceLimitError, UsageError
+from bitnet.limits import BATCH, MEMORY, batch_size, check_room, memory_limit, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,16 @@ def test_the_size_of_a_batch(monkeypatch):
     for asked in (0, -3, 1025):
         with pytest.raises(UsageError, match=f"n_batch is {asked}"):
             batch_size(asked)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch):
+    monkeypatch.delenv(MEMORY, raising=False)
+    check_room(1 << 60)
+    monkeypatch.setenv(MEMORY, "100GB")
+    check_room(1 << 30)
+    with pytest.raises(ResourceLimitError, match="the weights take 1152922 MB") as caught:
+        check_room(1152922 * 10**6)
+    assert caught.value.exit_code == 6
+    monkeypatch.setenv(MEMORY, "1MB")
+    with pytest.raises(ResourceLimitError, match="of 1 MB 0 MB are left"):
+        bitnet.load("fixtures/models/tiny-relu2.i2_s.gguf")

@@ -11,9 +11,22 @@ import typer
 from bitnet.cli import infer, model, system
 from bitnet.cli.groups import Group, examples, group
 
+#: Entry points of other packages that are commands here: this package imports none of them.
+PLUGINS = "bitnet.commands"
+
 
 class Root(Group):
-    """All commands; when the reader of our text has left, as `| head` does, that is no failure."""
+    """All commands, those of other packages too; a reader of our text who has left, as `| head` does, is no failure."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401  # as below
+        """Names, our own first."""
+        return [*super().list_commands(ctx), *sorted(_plugins())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401  # as below
+        """Ours, or another package's."""
+        found = super().get_command(ctx, cmd_name)
+        plugin = _plugins().get(cmd_name) if found is None else None
+        return typer.main.get_command(plugin.load()) if plugin is not None else found
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # the parser's classes, whose home differs between versions
         """Run the command that is asked for."""
@@ -24,6 +37,12 @@ class Root(Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return result
+
+
+def _plugins() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group=PLUGINS)}
 
 
 app = group(

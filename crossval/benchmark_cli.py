@@ -1,0 +1,208 @@
+"""`bitnet benchmark`: make a model of any shape, measure this engine, compare it with llama.cpp, draw the roofline."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitnet.cli.groups import examples, group
+from bitnet.cli.options import Format, Output, Quiet
+
+if TYPE_CHECKING:
+    from crossval.benchmark import Row, Task
+
+app = group(
+    "Measure speed: decode and prefill, against llama.cpp on the same weights, and against the machine's memory.",
+    examples("bitnet benchmark run --model fixtures/models/tiny-relu2.i2_s.gguf --decode 8 --prefill 32 --repeats 2"),
+)
+
+HISTORY = Path("build/benchmark/history.jsonl")
+_SLOWER = 1  # the exit code of a regression
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="GGUF file, I2_S. Default: --shape.", envvar="BITNET_GGUF")
+]
+ShapeOption = Annotated[str | None, typer.Option(help="Make (once) and measure a model of this shape: see `make`.")]
+Threads = Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: the physical cores.")]
+Decode = Annotated[int, typer.Option(min=1, help="Tokens decoded one at a time.")]
+Prefill = Annotated[list[int] | None, typer.Option(min=1, help="Tokens of a prompt; may be repeated.")]
+Position = Annotated[list[int] | None, typer.Option(min=0, help="Decode after so many tokens; may be repeated.")]
+Batch = Annotated[list[int] | None, typer.Option(min=1, help="Sequences decoded together; may be repeated.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Timed rounds, after one to warm up.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document here.")]
+Folder = Annotated[Path, typer.Option(help="For models that are made and copies in other types.")]
+
+
+@app.command(epilog=examples("bitnet benchmark make --shape tiny build/benchmark/tiny.gguf --force"))
+def make(
+    target: Annotated[Path, typer.Argument(help="The GGUF to write.")],
+    shape: Annotated[str, typer.Option(help="tiny, 0.7b, 2b-4t, falcon3-7b or llama3-8b.")] = "2b-4t",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same file.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model of a shape, with made-up weights, to measure."""
+    from bitnet.errors import UsageError
+
+    if target.exists() and not force:
+        raise UsageError("exists already", where=target, remedy="choose another name, or replace it with --force")
+    _make(target, shape, seed, quiet=quiet)
+    print(f"{target}: {shape}, {target.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command(
+    epilog=examples("bitnet benchmark run --shape tiny --decode 8 --prefill 32 --repeats 2 --threads 1 --threads 2")
+)
+def run(
+    model: ModelOption = None,
+    shape: ShapeOption = None,
+    threads: Threads = None,
+    decode: Decode = 128,
+    prefill: Prefill = None,
+    position: Position = None,
+    batch: Batch = None,
+    repeats: Repeats = 5,
+    folder: Folder = Path("build/benchmark"),
+    out: OutOption = None,
+    quiet: Quiet = False,
+    output: Output = Format.human,
+) -> None:
+    """Measure this engine alone."""
+    file = _model(model, shape, folder, quiet=quiet)
+    _measure(file, _tasks(threads, decode, prefill, position, batch), repeats, None, out, quiet=quiet, output=output)
+
+
+@app.command(epilog=examples("bitnet benchmark compare --shape tiny --decode 8 --prefill 32 --repeats 2"))
+def compare(
+    model: ModelOption = None,
+    shape: ShapeOption = None,
+    threads: Threads = None,
+    decode: Decode = 128,
+    prefill: Prefill = None,
+    position: Position = None,
+    repeats: Repeats = 5,
+    folder: Folder = Path("build/benchmark"),
+    out: OutOption = None,
+    history: Annotated[Path, typer.Option(help="Ratios are appended here.")] = HISTORY,
+    gate: Annotated[
+        float | None, typer.Option(min=0, help="Fail if a ratio is this share below its median on this machine: 0.1.")
+    ] = None,
+    quiet: Quiet = False,
+    output: Output = Format.human,
+) -> None:
+    """Measure this engine and llama.cpp (TQ2_0 and TQ1_0 copies of the same weights) in turn.
+
+    Exit codes: 1 slower than the gate allows; 4 llama.cpp cannot run here.
+    """
+    from crossval import benchmark_history
+
+    file = _model(model, shape, folder, quiet=quiet)
+    tasks = _tasks(threads, decode, prefill, position, None)
+    found = _measure(file, tasks, repeats, folder, out, quiet=quiet, output=output)
+    slower = benchmark_history.enter(history, file.name, found, gate)
+    for line in slower:
+        print(f"slower: {line}", file=sys.stderr)
+    if slower:
+        raise typer.Exit(_SLOWER)
+
+
+@app.command(
+    epilog=examples("bitnet benchmark roofline build/benchmark/example.json --out build/benchmark/roofline.png")
+)
+def roofline(
+    document: Annotated[Path, typer.Argument(help="What `run` or `compare` wrote with --out.")],
+    out: Annotated[Path, typer.Option(help="The picture, PNG or SVG.")] = Path("build/benchmark/roofline.png"),
+) -> None:
+    """Draw decode speed against what memory allows."""
+    import subprocess
+
+    # Pictures are made by `reports`, which sees documents and nothing else.
+    command = [sys.executable, "-m", "reports", "roofline", os.fspath(document), "--out", os.fspath(out)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)  # noqa: S603  # our own module
+
+
+def _model(model: Path | None, shape: str | None, folder: Path, *, quiet: bool) -> Path:
+    from bitnet.errors import UsageError
+
+    if shape is None:
+        if model is None:
+            raise UsageError("no model is named", remedy="give --model, --shape, or set BITNET_GGUF")
+        return model
+    target = folder / f"{shape}.gguf"
+    if not target.exists():
+        _make(target, shape, 0, quiet=quiet)
+    return target
+
+
+def _make(target: Path, name: str, seed: int, *, quiet: bool) -> None:
+    from bitnet.cli.output import progress
+    from bitnet.errors import UsageError
+    from bitnet.synthetic import SHAPES
+    from bitnet.synthetic import make as write
+
+    if name not in SHAPES:
+        raise UsageError(f"no shape {name!r}", remedy=f"one of {', '.join(SHAPES)}")
+    with progress(quiet=quiet) as bar:
+        task = bar.add_task(f"making {name}", total=None)
+        write(target, SHAPES[name], seed=seed, done=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _tasks(
+    threads: list[int] | None,
+    decode: int,
+    prefill: list[int] | None,
+    position: list[int] | None,
+    batch: list[int] | None,
+) -> list[Task]:
+    from bitnet.api import default_threads
+    from crossval.benchmark import Task
+
+    tasks = []
+    for n in threads or [default_threads()]:
+        tasks += [Task(what="decode", tokens=decode, position=at, threads=n) for at in position or [0]]
+        tasks += [Task(what="decode", tokens=decode, threads=n, batch=b) for b in batch or [] if b > 1]
+        tasks += [Task(what="prefill", tokens=tokens, threads=n) for tokens in prefill or [512]]
+    return tasks
+
+
+def _measure(
+    file: Path, tasks: list[Task], repeats: int, copies: Path | None, out: Path | None, *, quiet: bool, output: Format
+) -> list[Row]:
+    """Time, print, write; against llama.cpp where there is a folder for copies."""
+    import json
+
+    from bitnet.cli.output import progress
+    from bitnet.kernels.bandwidth import measure
+    from crossval.benchmark import Engine, alternate
+    from crossval.benchmark_document import document, show
+    from crossval.benchmark_engines import LlamaCpp, Ours, peers
+
+    engines: list[Engine] = [Ours(file), *(peers(file, copies) if copies is not None else [])]
+    with progress(quiet=quiet) as bar:
+        task = bar.add_task("", total=None)
+        try:
+            rows = alternate(
+                engines,
+                tasks,
+                repeats,
+                lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+            )
+        finally:
+            for engine in engines:
+                if isinstance(engine, LlamaCpp):
+                    engine.close()
+        bar.update(task, description="memory")
+        bandwidth = {n: measure(n) for n in sorted({t.threads for t in tasks})}
+    made = document(file, rows, bandwidth)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    if output is Format.json:
+        print(json.dumps(made, indent=2))
+    else:
+        show(rows, bandwidth)
+    return rows

@@ -1,0 +1,66 @@
+"""A benchmark as one JSON document (`schemas/benchmark-1.schema.json`), and as a table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitnet import __version__
+from bitnet.cli.output import table
+from bitnet.kernels.variants import choose
+from crossval.benchmark import SCHEMA, Row, ratios
+from crossval.environment import cpu_name
+
+
+def document(model: Path, rows: Sequence[Row], bandwidth: Mapping[int, float]) -> dict[str, Any]:
+    """Everything that was measured.
+
+    Args:
+        model: The file.
+        rows: Of all engines.
+        bandwidth: Bytes a second that so many threads can read.
+    """
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "machine": machine(),
+        "model": {"file": model.name, "bytes": model.stat().st_size},
+        "bandwidth": [{"threads": n, "bytes_per_second": rate} for n, rate in bandwidth.items()],
+        "rows": [row.to_dict(bandwidth) for row in rows],
+        "ratios": [
+            {"task": task.name, "threads": task.threads, "ratio": ratio}
+            for task, ratio in sorted(ratios(rows, "bitnet").items(), key=lambda item: (item[0].threads, item[0].name))
+        ],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What a speed belongs to."""
+    return {"cpu": cpu_name(), "arch": platform.machine(), "isa": choose().id}
+
+
+def show(rows: Sequence[Row], bandwidth: Mapping[int, float]) -> None:
+    """The table: medians, intervals, shares of what memory allows, ratios."""
+    found = ratios(rows, "bitnet")
+    shown = []
+    for row in rows:
+        low, high = row.interval
+        share = row.share(bandwidth)
+        ratio = found.get(row.task) if row.engine == "bitnet" else None
+        shown.append(
+            (
+                row.task.name,
+                str(row.task.threads),
+                row.engine,
+                f"{row.rate:,.1f}",
+                f"{low:,.1f}–{high:,.1f}",
+                "" if share is None else f"{share:.0%}",
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    columns = ("what", "threads", "engine", "tokens/s", "95 %", "of memory", "ratio")
+    table(columns, shown, right=(1, 3, 4, 5, 6))
+    for n, rate in bandwidth.items():
+        print(f"memory, {n} thread(s): {rate / 1e9:.1f} GB/s")

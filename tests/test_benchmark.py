@@ -1,0 +1,67 @@
+"""Rates, intervals, shares and turns."""
+
+import statistics
+
+import pytest
+
+from crossval.benchmark import Row, Task, alternate, ratios
+
+DECODE = Task(what="decode", tokens=100, threads=2)
+
+
+class Clock:
+    """An engine whose times are known."""
+
+    def __init__(self, name, times, calls):
+        self.name, self._times, self._calls = name, iter(times), calls
+
+    def seconds(self, task):
+        self._calls.append(self.name)
+        return next(self._times)
+
+    def weight_bytes(self, task):
+        return 1000
+
+
+def test_engines_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    engines = [Clock("bitnet", [9, 1, 2, 4], calls), Clock("other", [9, 2, 4, 8], calls)]
+    rows = alternate(engines, [DECODE], 3)
+    assert calls == ["bitnet", "other"] * 4
+    assert [row.seconds for row in rows] == [(1, 2, 4), (2, 4, 8)]
+    assert [row.rate for row in rows] == [50, 25]
+    assert ratios(rows, "bitnet") == {DECODE: 2}
+
+
+def test_the_ratio_is_to_the_best_of_the_others():
+    rows = [Row(engine=e, task=DECODE, seconds=(s,)) for e, s in (("bitnet", 1.0), ("a", 4.0), ("b", 2.0))]
+    assert ratios(rows, "bitnet") == {DECODE: 2}
+    assert ratios(rows[:1], "bitnet") == {}
+    assert ratios(rows[1:], "bitnet") == {}
+
+
+def test_rates_count_all_sequences():
+    row = Row(engine="bitnet", task=Task(what="decode", tokens=10, threads=1, batch=4), seconds=(2.0,))
+    assert row.rate == 20
+    assert row.share({1: 1e9}) is None
+
+
+def test_an_interval_holds_the_median_and_is_the_same_twice():
+    row = Row(engine="bitnet", task=DECODE, seconds=(1.0, 1.1, 1.2, 1.3, 5.0))
+    low, high = row.interval
+    assert low <= row.rate == statistics.median(row.rates) <= high
+    assert (low, high) == row.interval
+    assert low < high
+
+
+def test_the_share_is_of_what_memory_allows():
+    row = Row(engine="bitnet", task=DECODE, seconds=(1.0,), weight_bytes=1000)
+    assert row.share({2: 200_000.0}) == pytest.approx(0.5)
+    assert row.share({1: 200_000.0}) is None
+    assert Row(engine="x", task=DECODE, seconds=(1.0,)).share({2: 1.0}) is None
+
+
+def test_tasks_are_named_for_people():
+    assert DECODE.name == "decode 100"
+    assert Task(what="decode", tokens=5, position=7, threads=1).name == "decode 5 at 7"
+    assert Task(what="decode", tokens=5, threads=1, batch=3).name == "decode 5, 3 sequences"
