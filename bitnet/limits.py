@@ -64,7 +64,7 @@ def check_room(n_bytes: int) -> None:
     left = limit - psutil.Process().memory_info().rss
     if n_bytes > left:
         raise ResourceLimitError(
-            f"the weights take {n_bytes / 1e6:.0f} MB, and of {limit / 1e6:.0f} MB {max(left, 0) / 1e6:.0f} MB are left",
+            f"the weights take {n_bytes / 1e6:.0f} MB; of {limit / 1e6:.0f} MB {max(left, 0) / 1e6:.0f} MB are left",
             where=MEMORY,
             remedy="raise the limit, or take a smaller model",
         )

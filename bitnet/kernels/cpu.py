@@ -45,12 +45,18 @@ _f32 = np.float32
 
 
 @device
-def _finite(bits, t, begin, end):
-    """Whether elements [begin, end) of row t are finite, by their bits: a loop without branches."""
+def _largest(bits, t, begin, end):
+    """The bits of the largest magnitude of elements [begin, end) of row t: as integers they are in the same order."""
     largest = np.int32(0)
     for i in range(begin, end):
         largest = max(largest, np.int32(bits[t, i] & np.int32(0x7FFFFFFF)))
-    return largest < np.int32(0x7F800000)
+    return largest
+
+
+@device
+def _finite(bits, t, begin, end):
+    """Whether elements [begin, end) of row t are finite, by their bits: a loop without branches."""
+    return _largest(bits, t, begin, end) < np.int32(0x7F800000)
 
 
 @kernel
@@ -58,14 +64,13 @@ def quantise_int8_token(x, q, scale, total):
     """BitNet's own: scale = 127 / max(absmax, 1e-5), q = half-to-even(x · scale); total = Σ q."""
     bits = x.view(np.int32)
     for t in range(x.shape[0]):
-        if not _finite(bits, t, 0, x.shape[1]):
+        top = np.int64(_largest(bits, t, 0, x.shape[1]))
+        if top >= 0x7F800000:
             q[t], scale[t], total[t] = 0, _f32(np.nan), 0
             continue
-        largest = 1e-5
-        for i in range(x.shape[1]):
-            largest = max(largest, abs(np.float64(x[t, i])))
-        s = _f32(127.0 / largest)
-        acc = np.int64(0)
+        wide = ((top >> 23) + 896) << 52 | (top & 0x7FFFFF) << 29  # the same number in float64, if it is not subnormal
+        s = _f32(127.0 / max(1e-5, simd.float_of_bits(wide)))
+        acc = np.int32(0)
         for i in range(x.shape[1]):
             v = simd.round_even(_f32(x[t, i] * s))
             code = np.int8(min(max(v, _f32(-128.0)), _f32(127.0)))
