@@ -93,6 +93,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def drift(session: nox.Session) -> None:
+    """Measure how often known defects are detected, located and named: nox -s drift -- --sample 60."""
+    install(session)
+    leave(code_of(session, "crossval", "drift", *session.posargs))
+
+
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Fuzz the reader, 2.2 million executions unless told: nox -s fuzz -- --target model --runs 100000."""
     install(session, "fuzz")

@@ -112,6 +112,47 @@ app.command()(commands.record)
 app.command()(commands.quality)
 
 
+@app.command()
+def drift(
+    sample: Annotated[int | None, typer.Option(min=1, help="Only so many trials, drawn by the seed.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="First seed: the same seed makes the same trials.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each single defect, on each model.")] = 3,
+    pairs: Annotated[int, typer.Option(min=0, help="Pairs of defects on each model.")] = 40,
+    clean: Annotated[int, typer.Option(min=0, help="Honest engines on each model, for false alarms.")] = 60,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("build/drift.json"),
+    work: Annotated[Path, typer.Option(help="Folder for models that are made.")] = Path("build/crossval/models"),
+) -> None:
+    """Make engines with known defects and measure how often they are detected, located and named.
+
+    Exit codes: 0 every promised figure is met; 1 one is not.
+
+    Example: python -m crossval drift --sample 60
+    """
+    import time
+
+    from crossval.drift import Trial, plan, study, subjects
+    from crossval.drift_table import rates, report, table, write
+
+    console = Console(stderr=True, highlight=False)
+    began = time.monotonic()
+    with Progress(
+        SpinnerColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}"), console=console
+    ) as progress:
+        task = progress.add_task("making the models", total=None)
+
+        def done(trial: Trial, number: int, total: int) -> None:
+            progress.update(
+                task, completed=number, total=total, description=f"{trial.model} {' + '.join(trial.defects)}"
+            )
+
+        trials = study(
+            subjects(FIXTURES, work), list(plan(seeds, pairs, clean, seed)), sample=sample, seed=seed, done=done
+        )
+    write(report(trials, first_seed=seed, seconds=time.monotonic() - began), out)
+    Console(highlight=False).print(table(trials))
+    raise typer.Exit(0 if all(rate.met for rate in rates(trials)) else 1)
+
+
 def _mark(lane: Lane) -> str:
     return "as declared" if lane.deviates_as_declared else _MARKS[lane.outcome]
 

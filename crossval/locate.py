@@ -15,6 +15,7 @@ from crossval import envelope
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane
 from crossval.metrics import Float32, Float64, difference
+from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
 from reference.runner import (
     Observation,
@@ -178,36 +179,38 @@ def _vote(
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
-    named: dict[str, Taps] = {"bitnet": ours, lane.oracle_key: oracle, lane.plan.reference: theirs}
-    silent: dict[str, frozenset[str]] = {}
-    absent: list[str] = []
-    for name, witness in further.items():
-        try:
-            heard = None if witness is None else witness.run(locked).taps
-        except (ReferenceUnavailableError, ReferenceFailedError):
-            heard = None
-        if witness is None or heard is None:
-            absent.append(name)
-        else:
-            named[name], silent[name] = heard, _incomparable(lane, witness)
 
-    def agree(a: str, b: str) -> bool:
-        unheard = silent.get(a, frozenset()) | silent.get(b, frozenset())
-        keys = [k for k in theirs if k in named[a] and k in named[b] and k[0] not in unheard]
-        return bool(keys) and all(limit.holds(difference(named[a][k], named[b][k]).ratio) for k in keys)
+    def agree(a: Taps, b: Taps) -> bool:
+        keys = [k for k in theirs if k in a and k in b]
+        return bool(keys) and all(limit.holds(difference(a[k], b[k]).ratio) for k in keys)
 
     if third:
-        word = "agrees" if agree("bitnet", lane.plan.reference) else "differs"
+        word = "agrees" if agree(ours, theirs) else "differs"
         return Vote(rung="operations", witnesses={"bitnet": "agrees", lane.plan.reference: word})  # type: ignore[dict-item]  # two literals
-    pairs = [(a, b) for i, a in enumerate(named) for b in list(named)[i + 1 :] if agree(a, b)]
-    friends = {name: sum(name in pair for pair in pairs) for name in named}
-    alone = [name for name, n in friends.items() if n == 0]
-    odd = alone[0] if len(alone) == 1 else None
-    witnesses = {
-        name: "differs" if odd == name or (odd is None and n < len(named) - 1 and len(pairs) < 3) else "agrees"
-        for name, n in friends.items()
-    } | dict.fromkeys(absent, "absent")
-    return Vote(rung="operations", witnesses=witnesses, odd=odd)  # type: ignore[arg-type]  # two literals
+    info = lane.reference.info
+    return vote(
+        "operations",
+        {
+            "bitnet": Witness(family="bitnet", said=ours),
+            lane.oracle_key: Witness(family="oracle", said=oracle),
+            lane.plan.reference: Witness(family=info.family, library_sha256=info.library_sha256, said=theirs),
+            **{name: _heard(lane, runner, locked) for name, runner in further.items()},
+        },
+        agree,
+    )
+
+
+def _heard(lane: Lane, runner: Runner | None, locked: Request) -> Witness[Taps]:
+    """A further witness on the locked inputs, silent about what it computes in other numerics than the lane."""
+    if runner is None:
+        return Witness(family="unknown")
+    try:
+        taps, info = runner.run(locked).taps, runner.info
+    except (ReferenceUnavailableError, ReferenceFailedError):
+        return Witness(family="unknown")
+    silent = _incomparable(lane, runner)
+    said = {key: value for key, value in taps.items() if key[0] not in silent}
+    return Witness(family=info.family, library_sha256=info.library_sha256, said=said)
 
 
 def _incomparable(lane: Lane, witness: Runner) -> frozenset[str]:

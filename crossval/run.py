@@ -293,11 +293,15 @@ class Run:
         """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""
         if lane.locked is None or lane.locked.lock is None or located.integer:
             return None
-        key = located.tap, located.layer
-        self.say(f"{plan.name}: explaining {place(*key)}")
+        where = place(located.tap, located.layer)
+        self.say(f"{plan.name}: explaining {where}")
         ours = blame == "engine" or lane.reference.info.family == "oracle"
-        odd = lane.engine.run(lane.locked).taps[key] if ours else lane.locked.lock[key]
-        return attribute(plan.subject.path, lane.numerics.to_dict(), lane.locked, key, odd)
+        outputs = lane.engine.run(lane.locked).taps if ours else lane.locked.lock
+
+        def progress(what: str, done: int, total: int) -> None:
+            self.say(f"{plan.name}: explaining {where}, {what} {done}/{total}")
+
+        return attribute(plan.subject.path, lane.numerics.to_dict(), lane.locked, outputs, progress=progress)
 
     def _measure(self, plan: LanePlan, lane: Lane) -> None:
         """Speed against a live reference, and determinism once a model."""

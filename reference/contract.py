@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from reference.activations import ACTIVATIONS
 from reference.runner import ReferenceUnavailableError
 from reference.semantics import Semantics
 
 Number = TypeVar("Number", int, float)
-
-ACTIVATIONS = ("relu2", "silu", "gelu", "relu")
 
 #: Projection tap → name of its tensor.
 PROJECTIONS = {

@@ -7,7 +7,8 @@ small integers with their scales beside them, so that products with int8 activat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from bitnet.gguf import GGUF
 from reference import tables
+from reference.rounding import float_type
 from reference.runner import ReferenceUnavailableError
-from reference.semantics import Semantics
+from reference.semantics import Semantics, WeightChange
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -78,7 +80,11 @@ def apply_scale(y: Float32, scale: np.float32, semantics: Semantics) -> Float32:
     """The product y · scale, or what a defect makes of it."""
     if semantics.weight_scale == "drop":
         return y
-    return y / scale if semantics.weight_scale == "divide" else y * scale
+    if semantics.scale_type != "f32":
+        scale = float_type(np.array([scale]), semantics.scale_type)[0]
+    if semantics.weight_scale == "divide":
+        return y / scale
+    return y * scale * scale if semantics.weight_scale == "twice" else y * scale
 
 
 def decode(gguf: GGUF, name: str, semantics: Semantics, *, wide: bool = False) -> Matrix:
@@ -93,6 +99,10 @@ def decode(gguf: GGUF, name: str, semantics: Semantics, *, wide: bool = False) -
     Raises:
         ReferenceUnavailableError: The type has no plain decoder here, or the file breaks the type's rules.
     """
+    for change in semantics.weights:
+        if change.tensor == name:
+            rest = tuple(c for c in semantics.weights if c is not change)
+            return _changed(gguf, change, replace(semantics, weights=rest), wide=wide)
     info = gguf.tensors[name]
     rows, columns = int(np.prod(info.shape[:-1])), info.shape[-1]
     raw = gguf.raw(name)
@@ -126,6 +136,31 @@ def decode(gguf: GGUF, name: str, semantics: Semantics, *, wide: bool = False) -
     if wide:
         values = values.astype(np.float64)
     return Matrix(values=values, ternary=ternary, block_scale=block_scale, scale=scale, extra_scale=extra_scale)
+
+
+def _changed(gguf: GGUF, change: WeightChange, semantics: Semantics, *, wide: bool) -> Matrix:
+    """One tensor that is not what the file says; `semantics` holds the other changes."""
+    if change.kind == "other":
+        if change.other not in gguf.tensors or gguf.tensors[change.other].shape != gguf.tensors[change.tensor].shape:
+            raise ReferenceUnavailableError(f"{change.other} cannot stand for {change.tensor}")
+        return decode(gguf, change.other, replace(semantics, weights=()), wide=wide)
+    matrix = decode(gguf, change.tensor, semantics, wide=wide)
+    w: NDArray[Any] = matrix.values
+    if change.kind == "scaled":
+        if matrix.ternary:
+            return replace(matrix, scale=np.float32(matrix.scale * np.float32(change.factor)))
+        return replace(matrix, values=(w * np.float32(change.factor)).astype(w.dtype))
+    if change.kind == "transposed" and (w.shape[0] != w.shape[1] or matrix.block_scale is not None):
+        raise ReferenceUnavailableError(f"{change.tensor} is not square")
+    if change.kind == "rows" and len(change.order) != len(w):
+        raise ReferenceUnavailableError(f"{change.tensor} has {len(w)} rows, the order {len(change.order)}")
+    if change.kind == "rows":
+        order = np.array(change.order)
+        scales = None if matrix.block_scale is None else matrix.block_scale[order]
+        return replace(matrix, values=w[order], block_scale=scales)
+    if change.kind == "transposed":
+        return replace(matrix, values=w.T.copy())
+    return replace(matrix, values=np.asarray(w * (0 if change.kind == "zero" else -1), w.dtype))
 
 
 def unpack_i2_s(packed: NDArray[np.uint8], order: str) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from bitnet import gguf as container
 from reference import rounding
+from reference.activations import ACTIVATIONS
 from reference.contract import PROJECTIONS, hyper_parameters, weight_names
 from reference.decode import Matrix, decode
+from reference.graph import left_out, sources
+from reference.lock import checked_lock, locked_rows
+from reference.matrices import Matrices
 from reference.runner import (
-    FIRST_TAPS,
-    LAST_TAPS,
-    LAYER_TAPS,
     Observation,
     ReferenceUnavailableError,
     Request,
@@ -41,20 +42,19 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Tap = Callable[[str, int, NDArray[Any]], Float64]
 
+_SOURCES = (
+    "activations.py",
+    "contract.py",
+    "decode.py",
+    "graph.py",
+    "lock.py",
+    "matrices.py",
+    "oracle.py",
+    "rounding.py",
+    "semantics.py",
+)
 #: Models up to this many weights are held as float64 (512 MiB); larger ones are widened product by product.
 _WIDE_LIMIT = 1 << 26
-
-
-def _silu(x: Float64) -> Float64:
-    return x / (1.0 + np.exp(-x))  # e^−x overflows to infinity where the quotient is 0
-
-
-ACTIVATIONS: dict[str, Callable[[Float64], Float64]] = {
-    "relu2": lambda x: np.maximum(x, 0.0) ** 2,
-    "relu": lambda x: np.maximum(x, 0.0),
-    "silu": _silu,
-    "gelu": lambda x: 0.5 * x * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3))),
-}
 
 
 class Oracle:
@@ -64,6 +64,7 @@ class Oracle:
         model: GGUF file.
         semantics: What the file means; the contract by default.
         numerics: Roundings by name, as `rounding.NUMERICS` lists them; the defaults are BitNet's own.
+        n_layer_kept: Layers whose weights are held at a time; None holds all, decoded at once.
 
     Raises:
         ReferenceUnavailableError: An architecture, tensor type or tensor that the contract does not know.
@@ -72,16 +73,21 @@ class Oracle:
     """
 
     def __init__(
-        self, model: str, *, semantics: Semantics | None = None, numerics: Mapping[str, str] | None = None
+        self,
+        model: str,
+        *,
+        semantics: Semantics | None = None,
+        numerics: Mapping[str, str] | None = None,
+        n_layer_kept: int | None = None,
     ) -> None:
         self.semantics = semantics or CONTRACT
         self.numerics = rounding.resolve(numerics)
         self._gguf = container.read(model)
-        tensors = self._gguf.tensors
-        self.hyper = hyper_parameters(self._gguf.metadata, tensors, self.semantics)
-        wide = sum(int(np.prod(t.shape)) for t in tensors.values()) <= _WIDE_LIMIT
-        names = weight_names(self.hyper, {name: t.shape for name, t in tensors.items()})
-        self._weights: dict[str, Matrix] = {n: decode(self._gguf, n, self.semantics, wide=wide) for n in names}
+        self._wide = sum(int(np.prod(t.shape)) for t in self._gguf.tensors.values()) <= _WIDE_LIMIT
+        self._kept = n_layer_kept
+        self._read(None)
+        if n_layer_kept is None:
+            self._weights.load()
         self.info = RunnerInfo(
             name="oracle",
             family="oracle",
@@ -93,34 +99,71 @@ class Oracle:
             detail={"numpy": np.__version__, **{k: str(v) for k, v in self.semantics.changes().items()}},
         )
 
+    def _read(self, shared: Matrices | None) -> None:
+        """Hyper-parameters and weights of the file, as the semantics understands them."""
+        tensors = self._gguf.tensors
+        self.hyper = hyper_parameters(self._gguf.metadata, tensors, self.semantics)
+        self.absent = left_out(self.semantics, sub_norms=self.hyper.sub_norms)
+        names = weight_names(self.hyper, {name: t.shape for name, t in tensors.items()})
+        self._weights = Matrices(
+            self._gguf, names, self.semantics, wide=self._wide, n_layer_kept=self._kept, shared=shared
+        )
+
+    def under(self, semantics: Semantics | None = None, numerics: Mapping[str, str] | None = None) -> Oracle:
+        """The same file understood otherwise; what both decode alike is decoded once.
+
+        Raises:
+            ReferenceUnavailableError: The file cannot be understood so.
+        """
+        other = Oracle.__new__(Oracle)
+        vars(other).update(vars(self))
+        other.semantics = semantics or self.semantics
+        other.numerics = rounding.resolve({**self.numerics, **(numerics or {})})
+        other._read(self._weights)
+        return other
+
     # ---- the operations ---------------------------------------------------------------------------------------
 
     def _norm(self, x: Float64, name: str) -> Float64:
         """Squares in float32, their sum in float64, then 1/√(mean + eps), · x, · weight, each in float32."""
+        s, one = self.semantics, np.float32(1)
         weight = self._weights[f"{name}.weight"].values.reshape(-1).astype(np.float32)
-        if self.semantics.norm == "layernorm":
+        weight = {"multiply": weight, "ignore": np.ones_like(weight), "plus_one": one + weight}[s.norm_weight]
+        if s.norm == "layernorm":
             x = x - x.mean(axis=-1, keepdims=True)
         x32 = x.astype(np.float32)
-        mean = (x32 * x32).mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
-        factor = np.float32(1) / np.sqrt(mean + self.hyper.rms_eps)
-        y: Float64 = (x32 * factor * weight).astype(np.float64)
-        return y
+        mean = self._mean_square(x32)
+        if s.norm == "l2":
+            mean = mean * np.float32(x.shape[-1])
+        eps = self.hyper.rms_eps
+        factor = one / (np.sqrt(mean) + eps if s.norm_eps == "outside" else np.sqrt(mean + eps))
+        return _round(x32 * factor * weight, s.norm_type)
+
+    def _mean_square(self, x: Float32) -> Float32:
+        """Over the last axis, kept."""
+        mean: Float32 = (x * x).mean(axis=-1, keepdims=True, dtype=np.float64).astype(np.float32)
+        return mean
 
     def _project(self, x: Float64, il: int, tap: str) -> Float32:
         """One of the seven quantised projections. x: [T, K] → [T, rows] f32."""
         w, s, kind = self._weights[f"blk.{il}.{PROJECTIONS[tap]}.weight"], self.semantics, self.numerics["activation"]
         x32 = x.astype(np.float32)
         if not s.activation_quantised or kind == "none":
-            y = w.product(x).astype(np.float32)
+            y = self._product(w, x).astype(np.float32)
         elif kind in rounding.INT8_TOKEN:
             q, divisor = rounding.int8_token(x32, s, kind)
-            y = w.product(q).astype(np.float32) / divisor
+            y = self._divided(rounding.wrapped(self._product(w, q), s.accumulator), divisor)
         elif kind in rounding.BLOCK:
             q, d = rounding.int8_blocks(self._blocked(x32, kind), kind, s)
-            y = w.product((q * d).reshape(x.shape)).astype(np.float32)  # an int8 times a float32 is exact here
+            y = self._product(w, (q * d).reshape(x.shape)).astype(np.float32)  # an int8 times a float32 is exact here
         else:
-            y = w.product(rounding.float_type(x32, kind).astype(np.float64)).astype(np.float32)
-        return w.scaled(y, s)
+            y = self._product(w, rounding.float_type(x32, kind).astype(np.float64)).astype(np.float32)
+        y = w.scaled(y, s)
+        if s.projections == "empty":
+            return np.zeros_like(y)
+        if s.batch_rows is not None and len(y) > 1:
+            y[s.batch_rows :] = 0.0
+        return y
 
     @staticmethod
     def _blocked(x: Float32, kind: str) -> Float32:
@@ -132,15 +175,17 @@ class Oracle:
 
     def _rotate(self, x: Float64, positions: NDArray[np.int64]) -> Float64:
         """x: [T, heads · head_dim] → the same, rotated."""
-        d = self.hyper.head_dim
+        d, s = self.hyper.head_dim, self.semantics
         heads = x.reshape(len(x), -1, d)
-        angles = rounding.rope_angles(positions, d, self.hyper.rope_theta, self.numerics["rope"])
+        turned = 2 * round(s.rope_share * d / 2)
+        angles = rounding.rope_angles(positions, turned, self.hyper.rope_theta, self.numerics["rope"])
+        angles = angles * (s.rope_position_factor * s.rope_direction)
         cos, sin = _round(np.cos(angles), "f32")[:, None, :], _round(np.sin(angles), "f32")[:, None, :]
         if self.hyper.rope_style == "half_split":
-            first, second = slice(0, d // 2), slice(d // 2, None)
+            first, second = slice(0, turned // 2), slice(turned // 2, turned)
         else:
-            first, second = slice(0, None, 2), slice(1, None, 2)
-        out = np.empty_like(heads)
+            first, second = slice(0, turned, 2), slice(1, turned, 2)
+        out = heads.copy()
         out[..., first] = heads[..., first] * cos - heads[..., second] * sin
         out[..., second] = heads[..., first] * sin + heads[..., second] * cos
         return out.reshape(x.shape)
@@ -149,9 +194,13 @@ class Oracle:
         """Softmax of the masked scores. q: [T, n_q], k: [S, n_kv] → [n_head, T, S]; q[0] is at position `start`."""
         queries = q.reshape(len(q), self.hyper.n_head, -1).transpose(1, 0, 2)  # [n_head, T, d]
         keys = self._per_query_head(k).transpose(0, 2, 1)  # [n_head, d, S]
-        scores = queries @ keys * (self.semantics.attention_scale_factor / np.sqrt(self.hyper.head_dim))
+        scores = queries @ keys
+        scores *= self.semantics.attention_scale_factor / np.sqrt(self.hyper.head_dim)  # in the width that q and k have
+        behind = start + np.arange(len(q))[:, None] - np.arange(len(k))  # [T, S] tokens from key to query
         if self.semantics.causal:
-            scores[:, np.arange(len(k)) > start + np.arange(len(q))[:, None]] = -np.inf
+            scores[:, behind < -self.semantics.mask_offset] = -np.inf
+        if self.semantics.window is not None:
+            scores[:, behind >= self.semantics.window] = -np.inf
         p: Float64 = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         return p
@@ -166,16 +215,41 @@ class Oracle:
     def _per_query_head(self, cached: Float64) -> Float64:
         """The key or value head that each query head uses. [S, n_kv] → [n_head, S, d]."""
         h, n_kv = np.arange(self.hyper.n_head), self.hyper.n_head_kv
-        use = h // (self.hyper.n_head // n_kv) if self.semantics.head_grouping == "block" else h % n_kv
+        use = {"block": h // (self.hyper.n_head // n_kv), "stride": h % n_kv, "first": 0 * h}[
+            self.semantics.head_grouping
+        ]
         return cached.reshape(len(cached), n_kv, -1).transpose(1, 0, 2)[use]
 
     def _activate(self, gate: Float64) -> Float64:
         return _round(ACTIVATIONS[self.hyper.activation](gate), "f32")
 
+    def _gated(self, gate: Float64, up: Float64) -> Float64:
+        if self.semantics.gating == "swapped":
+            gate, up = up, gate
+        act = self._activate(gate)
+        return _round(act if self.semantics.gating == "none" else act * up, self.semantics.ffn_type)
+
+    def _embed(self, ids: NDArray[np.int64]) -> Float64:
+        table = self._weights["token_embd.weight"].values
+        read = (ids + self.semantics.token_offset) % len(table)
+        return table[read] * np.float64(self.semantics.embedding_scale)
+
     def _head(self, x: Float64) -> Float64:
         """x: [T, n_embd] → [T, n_vocab]."""
         x = _round(x, self._when_single(self.numerics["head"], len(x)))
-        return self._weights[self.hyper.head].product(x)
+        logits, cap = (
+            self._product(self._weights[self.hyper.head], x) * self.semantics.logit_scale,
+            self.semantics.logit_softcap,
+        )
+        return logits if cap is None else cap * np.tanh(logits / cap)
+
+    # How a sum is ordered and a quotient is written is each engine's own; the oracle does neither in float32.
+
+    def _product(self, w: Matrix, x: Float64) -> Float64:
+        return w.product(x)
+
+    def _divided(self, sums: Float64, divisor: Float32) -> Float32:
+        return sums.astype(np.float32) / divisor
 
     @staticmethod
     def _when_single(kind: str, n_token: int) -> str:
@@ -183,43 +257,73 @@ class Oracle:
 
     # ---- the forward pass -------------------------------------------------------------------------------------
 
+    def inputs(self, key: TapKey) -> tuple[TapKey, ...]:
+        """The taps that an operation reads."""
+        return sources(key, self.hyper.n_layer, self.semantics, self.absent)
+
+    def operation(
+        self, key: TapKey, inputs: Sequence[Float64], ids: NDArray[np.int64], start: int
+    ) -> Float64 | Float32:
+        """One operation on tokens `ids`, which are at positions start, start + 1, ….
+
+        Args:
+            key: Which.
+            inputs: Values of the taps that `inputs` names, [T, width]; for `kqv_out` the keys and values of all
+                positions so far, rounded as they are cached.
+            ids: The tokens evaluated together.
+            start: Position of the first.
+        """
+        tap, il = key
+        if tap == "embd":
+            return self._embed(ids)
+        if tap == "result_norm":
+            return self._norm(inputs[0], "output_norm")
+        if tap.endswith("norm"):
+            return self._norm(inputs[0], f"blk.{il}.{tap}")
+        if tap in PROJECTIONS:
+            return self._project(inputs[0], il, tap)
+        if tap in ("q_rope", "k_rope"):
+            target = self.semantics.rope_target
+            positions = np.arange(start, start + len(ids)) + self.semantics.position_offset
+            turned = target == "qk" or (target == "q" and tap == "q_rope")
+            return self._rotate(inputs[0], positions) if turned else inputs[0]
+        if tap == "kqv_out":
+            q, k, v = inputs
+            return self._attend(q, k, v, start)
+        if tap == "ffn_act":
+            return self._gated(inputs[0], inputs[1])
+        if tap == "result_output":
+            return self._head(inputs[0])
+        x, branch = inputs  # ffn_inp, l_out
+        return _round(branch if self.semantics.residual == "none" else x + branch, self.semantics.residual_type)
+
+    def cached(self, value: Float64) -> Float64:
+        """Keys or values as the cache holds them."""
+        return _round(value, self.numerics["kv"])
+
     def _forward(self, ids: NDArray[np.int64], start: int, cache: list[tuple[Float64, Float64]], tap: Tap) -> Float32:
         """Tokens `ids` at positions start, start + 1, …; `cache` holds K and V of the earlier ones and grows."""
-        s = self.semantics
-        positions = np.arange(start, start + len(ids)) + s.position_offset
-        x = tap("embd", -1, self._weights["token_embd.weight"].values[ids] * np.float64(s.embedding_scale))
-        for il in range(self.hyper.n_layer):
-            h = tap("attn_norm", il, self._norm(x, f"blk.{il}.attn_norm"))
-            q = tap("q", il, self._project(h, il, "q"))
-            k = tap("k", il, self._project(h, il, "k"))
-            v = tap("v", il, self._project(h, il, "v"))
-            q = tap("q_rope", il, self._rotate(q, positions))
-            k = tap("k_rope", il, self._rotate(k, positions))
-            past_k, past_v = cache[il]
-            all_k = np.concatenate([past_k, _round(k, self.numerics["kv"])])
-            all_v = np.concatenate([past_v, _round(v, self.numerics["kv"])])
-            cache[il] = all_k, all_v
-            h = tap("kqv_out", il, self._attend(q, all_k, all_v, start))
-            if self.hyper.sub_norms:
-                h = tap("attn_sub_norm", il, self._norm(h, f"blk.{il}.attn_sub_norm"))
-            x = tap("ffn_inp", il, x + tap("attn_out", il, self._project(h, il, "attn_out")))
-
-            h = tap("ffn_norm", il, self._norm(x, f"blk.{il}.ffn_norm"))
-            gate = tap("ffn_gate", il, self._project(h, il, "ffn_gate"))
-            up = tap("ffn_up", il, self._project(h, il, "ffn_up"))
-            h = tap("ffn_act", il, _round(self._activate(gate) * up, s.ffn_type))
-            if self.hyper.sub_norms:
-                h = tap("ffn_sub_norm", il, self._norm(h, f"blk.{il}.ffn_sub_norm"))
-            x = tap("l_out", il, x + tap("ffn_down", il, self._project(h, il, "ffn_down")))
-        x = tap("result_norm", -1, self._norm(x, "output_norm"))
-        logits = self._head(x) * s.logit_scale
-        return tap("result_output", -1, logits).astype(np.float32)
+        values: dict[TapKey, Float64] = {}
+        for key in tap_order(self.hyper.n_layer):
+            name, il = key
+            if name in self.absent:
+                continue
+            inputs = [values[source] for source in self.inputs(key)]
+            if name == "kqv_out":
+                q, *new = inputs
+                past = cache[il]
+                cache[il] = tuple(np.concatenate([p, self.cached(n)]) for p, n in zip(past, new, strict=True))  # type: ignore[assignment]  # two of each
+                inputs = [q, *cache[il]]
+            values[key] = tap(name, il, self.operation(key, inputs, ids, start))
+            if name == "l_out":
+                values = {key: values[key]}
+        return values["result_output", -1].astype(np.float32)
 
     # ---- the protocol -----------------------------------------------------------------------------------------
 
     def run(self, request: Request) -> Observation:
         """Compute. Raises `ValueError` for no ids, an id outside the vocabulary, or a lock of wrong name or shape."""
-        lock = self._checked(request)
+        lock = checked_lock(request, self.hyper.n_layer, self.n_vocab)
         n_token = len(request.ids)
         n_first = n_token if request.n_batch is None else request.n_batch
         ids, rows, seconds = list(request.ids), [], {"prefill": 0.0, "decode": 0.0}
@@ -235,7 +339,7 @@ class Oracle:
                 if request.taps and start < n_token:
                     recorded.setdefault((name, il), []).append(stored)
                 if (name, il) in lock and start < n_token:
-                    stored = _locked(lock[name, il], (name, il), stored.shape[-1], start, stop)
+                    stored = locked_rows(lock[name, il], (name, il), stored.shape[-1], start, stop)
                 return stored.astype(np.float64)
 
             began = time.perf_counter()
@@ -249,25 +353,6 @@ class Oracle:
         return Observation(
             ids=tuple(ids), logits=np.concatenate(rows), generated=tuple(ids[n_token:]), taps=taps, seconds=seconds
         )
-
-    def _checked(self, request: Request) -> Mapping[TapKey, Float32]:
-        n_token = len(request.ids)
-        if not n_token:
-            raise ValueError("a request needs at least one token id")
-        if request.n_batch is not None and not 1 <= request.n_batch <= n_token:
-            raise ValueError(f"n_batch is {request.n_batch}, not 1 … {n_token}")
-        if request.n_greedy < 0:
-            raise ValueError(f"n_greedy is {request.n_greedy}, not 0 or more")
-        if bad := [i for i in request.ids if not 0 <= i < self.n_vocab]:
-            raise ValueError(f"token id {bad[0]} is outside the vocabulary of {self.n_vocab}")
-        lock = request.lock or {}
-        known = set(tap_order(self.hyper.n_layer))
-        for key, value in lock.items():
-            if key not in known:
-                raise ValueError(f"no tap {key}; names are {', '.join((*FIRST_TAPS, *LAYER_TAPS, *LAST_TAPS))}")
-            if value.ndim != 2 or len(value) != n_token:
-                raise ValueError(f"lock {key} has shape {value.shape}, not [{n_token}, width]")
-        return lock
 
     def integer_sums(self, tap: str, layer: int, x: Float32) -> NDArray[np.int64]:
         """The exact ternary × int8 sums of one projection, before any scale.
@@ -318,23 +403,17 @@ class Oracle:
 
     def close(self) -> None:
         """Drop the weights."""
-        self._weights = {}
+        self._weights = Matrices(self._gguf, (), self.semantics, wide=self._wide)
 
 
 def _round(x: Float64, kind: str) -> Float64:
     return rounding.float_type(x, kind).astype(np.float64)
 
 
-def _locked(value: Float32, key: TapKey, width: int, start: int, stop: int) -> Float32:
-    if value.shape[-1] != width:
-        raise ValueError(f"lock {key} has width {value.shape[-1]}, not {width}")
-    return value[start:stop].astype(np.float32)
-
-
 def _own_sha256() -> str:
     """Over the oracle's own source files, in order of name."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for name in ("contract.py", "decode.py", "oracle.py", "rounding.py", "semantics.py"):
+    for name in _SOURCES:
         digest.update((here / name).read_bytes())
     return digest.hexdigest()

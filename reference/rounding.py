@@ -53,7 +53,12 @@ def _half_away(v: Float32) -> Float32:
     return rounded
 
 
-_ROUND: dict[str, Callable[[Float32], Float32]] = {"half_even": np.rint, "away": _half_away, "truncate": np.trunc}
+_ROUND: dict[str, Callable[[Float32], Float32]] = {
+    "half_even": np.rint,
+    "away": _half_away,
+    "truncate": np.trunc,
+    "floor": np.floor,
+}
 
 
 def int8_token(x: Float32, semantics: Semantics = CONTRACT, kind: str = "int8_token") -> tuple[Float64, Float32]:
@@ -69,9 +74,10 @@ def int8_token(x: Float32, semantics: Semantics = CONTRACT, kind: str = "int8_to
         q: [T, K] integers in −128 … 127, and s: [T, 1] f32.
     """
     largest = np.abs(x).max(axis=None if semantics.activation_scale == "tensor" else -1, keepdims=True)
-    s = (127.0 / np.maximum(largest.astype(np.float64), INT8_FLOOR)).astype(np.float32)
+    s = (semantics.activation_levels / np.maximum(largest.astype(np.float64), INT8_FLOOR)).astype(np.float32)
     if kind == "int8_token_reciprocal":
-        s = np.float32(127) * (np.float32(1) / np.maximum(largest, np.float32(INT8_FLOOR)))
+        levels = np.float32(semantics.activation_levels)
+        s = levels * (np.float32(1) / np.maximum(largest, np.float32(INT8_FLOOR)))
     q = np.clip(_ROUND[semantics.activation_rounding](x * s), -128, 127)
     return q.astype(np.float64), np.broadcast_to(s.reshape(-1, 1), (len(x), 1))
 
@@ -124,6 +130,11 @@ def float_type(x: NDArray[np.floating], kind: str) -> Float32:
     if kind == "f32":
         return x.astype(np.float32)
     return f16(x) if kind == "f16" else bf16(x)
+
+
+def wrapped(sums: Float64, kind: str) -> Float64:
+    """Exact sums in an accumulator of a width: `int32` holds them all, `int16` wraps around."""
+    return sums if kind == "int32" else (sums + 32768.0) % 65536.0 - 32768.0
 
 
 def rope_angles(positions: NDArray[np.int64], head_dim: int, theta: float, kind: str) -> Float64:

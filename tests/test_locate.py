@@ -22,7 +22,7 @@ from reference.semantics import Semantics
 def short(monkeypatch):
     """No continuation, and no search for causes: test_attribute has that."""
     monkeypatch.setattr("crossval.run.N_GREEDY", 2)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_: None)
+    monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
 
 
 #: One changed field of the contract → where it must be found first.
@@ -205,7 +205,7 @@ def test_every_constellation_of_three(ours, oracle, theirs, odd, words):
     class Fake:
         oracle_key = "o"
         plan = type("P", (), {"reference": "r"})
-        reference = type("R", (), {"info": type("I", (), {"family": "x"})})
+        reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
         def oracle(self):
             taps = {("q", 0): np.full((1, 1), oracle, np.float64)}
@@ -224,7 +224,7 @@ class Further:
     """A witness that answers with one value, or dies."""
 
     def __init__(self, value, numerics):
-        self._value, self.info = value, type("I", (), {"numerics": numerics})
+        self._value, self.info = value, type("I", (), {"numerics": numerics, "family": "w", "library_sha256": "z"})
 
     def run(self, _request):
         if self._value is None:
@@ -262,7 +262,7 @@ def further_vote(witness, ours, theirs):
         oracle_key = "o"
         numerics = Numerics()
         plan = type("P", (), {"reference": "r"})
-        reference = type("R", (), {"info": type("I", (), {"family": "x"})})
+        reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
         def oracle(self):
             return type("O", (), {"run": lambda *_: Observation(ids=(), logits=np.empty(0), taps=taps(ours))})()

@@ -8,9 +8,10 @@ import golden_models
 import numpy as np
 import pytest
 
+from reference import rounding
 from reference.oracle import Oracle
 from reference.runner import ReferenceUnavailableError, Request, tap_order
-from reference.semantics import CONTRACT, Semantics
+from reference.semantics import CONTRACT, Semantics, WeightChange
 
 IDS = (508, 17, 301, 44, 44, 255)
 
@@ -41,9 +42,41 @@ FIRST_DIFFERENCE = [
     ("embedding_scale", 16.0, "embd"),
     ("ffn_type", "f16", "ffn_act"),
     ("logit_scale", 1.5, "result_output"),
+    ("logit_softcap", 30.0, "result_output"),
+    ("activation", "gelu_erf", "ffn_act"),
+    ("activation", "gelu_quick", "ffn_act"),
+    ("gating", "swapped", "ffn_act"),
+    ("gating", "none", "ffn_act"),
+    ("rope_target", "none", "q_rope"),
+    ("rope_target", "q", "k_rope"),
+    ("rope_direction", -1, "q_rope"),
+    ("rope_share", 0.5, "q_rope"),
+    ("rope_position_factor", 0.5, "q_rope"),
+    ("token_offset", 1, "embd"),
+    ("norm", "l2", "attn_norm"),
+    ("norm_weight", "ignore", "attn_norm"),
+    ("norm_weight", "plus_one", "attn_norm"),
+    ("norm_eps", "outside", "attn_norm"),
+    ("norm_type", "bf16", "attn_norm"),
+    ("skipped_norm", "attn_norm", "q"),
+    ("skipped_norm", "result_norm", "result_output"),
+    ("residual", "parallel", "ffn_norm"),
+    ("residual", "normed", "ffn_inp"),
+    ("residual", "none", "ffn_inp"),
+    ("residual_type", "bf16", "ffn_inp"),
+    ("activation_rounding", "floor", "q"),
+    ("activation_levels", 63, "q"),
+    ("projections", "empty", "q"),
+    ("batch_rows", 4, "q"),
+    ("weight_scale", "twice", "q"),
+    ("scale_type", "bf16", "q"),
+    ("weights", (WeightChange(tensor="blk.0.attn_q.weight", kind="scaled", factor=2.0),), "q"),
+    ("head_grouping", "first", "kqv_out"),
+    ("mask_offset", 1, "kqv_out"),
+    ("window", 2, "kqv_out"),
 ]
 #: Fields that need their own model or input; each has a test below.
-ELSEWHERE = {"head", "activation_rounding"}
+ELSEWHERE = {"head", "activation_rounding", "accumulator"}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +109,33 @@ def test_a_position_offset_is_equivalent_end_to_end():
     )
     # Float32 storage is all that differs: 3 layers of roundings of 6e-8, an order of magnitude of room.
     assert np.abs(right.logits - wrong.logits).max() <= 1e-5 * np.abs(right.logits).max()
+
+
+def test_sums_wrap_at_16_bits_only_where_they_are_large():
+    sums = np.array([[32767.0, 32768.0, -32769.0, 5.0]])
+    assert rounding.wrapped(sums, "int32").tolist() == sums.tolist()
+    assert rounding.wrapped(sums, "int16").tolist() == [[32767.0, -32768.0, 32767.0, 5.0]]
+
+
+def test_one_tensor_can_be_other_than_the_file_says():
+    name, other = "blk.0.attn_q.weight", "blk.1.attn_q.weight"
+    path = golden_models.model("b158_a")
+    right = Oracle(path)
+    rows = len(right.weights(name))
+
+    def changed(**values):
+        return Oracle(path, semantics=Semantics(weights=(WeightChange(tensor=name, **values),))).weights(name)
+
+    assert np.array_equal(changed(kind="zero"), np.zeros_like(right.weights(name)))
+    assert np.array_equal(changed(kind="negated"), -right.weights(name))
+    assert np.array_equal(changed(kind="transposed"), right.weights(name).T)
+    assert np.array_equal(changed(kind="other", other=other), right.weights(other))
+    assert np.array_equal(changed(kind="rows", order=tuple(range(rows))[::-1]), right.weights(name)[::-1])
+    np.testing.assert_allclose(changed(kind="scaled", factor=2.0), 2.0 * right.weights(name), rtol=1e-6)
+    with pytest.raises(ReferenceUnavailableError, match="rows"):
+        changed(kind="rows", order=(0, 1))
+    with pytest.raises(ReferenceUnavailableError, match="cannot stand for"):
+        changed(kind="other", other="output_norm.weight")
 
 
 def test_ties_away_from_zero_show_on_a_locked_tie():
@@ -133,6 +193,11 @@ def test_the_default_is_the_contract():
         ("code_map", (0, 1, 2)),
         ("code_map", (0, 1, 2, 99)),
         ("norm", None),
+        ("rope_share", 2.0),
+        ("window", 0),
+        ("batch_rows", -1),
+        ("activation_levels", 0),
+        ("mask_offset", -1),
     ],
 )
 def test_nonsense_is_refused_by_name(field, value):

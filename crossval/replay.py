@@ -1,0 +1,120 @@
+"""One operation at a time, on what an engine fed it: the contract, or a hypothesis, replayed on captured inputs.
+
+Nothing is carried from one operation to the next, so a difference in one place is seen there and nowhere else, one
+hypothesis costs only the operations that it touches, and no more than one layer of weights is needed at a time.
+Where an engine did not show an input, it is computed from those before it, under the same hypothesis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from crossval import envelope
+from crossval.metrics import Float32
+from reference.oracle import Oracle
+from reference.runner import TapKey, tap_order
+
+#: Root mean square of an honest difference on locked inputs, relative to the values: 5e-8 to 1e-7 measured.
+FLOOR = 1e-7
+#: Decades above the floor at which being more wrong says nothing more (infinity, NaN, 1e13).
+MOST = 12.0
+
+
+class Replay:
+    """Captured operations of one request.
+
+    Args:
+        oracle: The contract, in the engine's numerics.
+        ids: The tokens.
+        inputs: What each operation was fed, by the tap that it came from, [T, width].
+        outputs: What the engine in question made of them; `inputs` itself where that is the engine that was captured.
+        n_batch: As in the request.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        ids: Sequence[int],
+        inputs: Mapping[TapKey, Float32],
+        outputs: Mapping[TapKey, Float32] | None = None,
+        *,
+        n_batch: int | None = None,
+    ) -> None:
+        self.oracle, self.ids, self.inputs = oracle, np.asarray(ids, np.int64), inputs
+        self.outputs = inputs if outputs is None else outputs
+        n = len(self.ids)
+        first = n if n_batch is None else min(n_batch, n)
+        self.borders = [0, first, *range(first + 1, n + 1)]
+        self.keys = [key for key in tap_order(oracle.hyper.n_layer) if key in self.outputs]
+
+    def source(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
+        """What an operation is fed: captured, or computed where it was not."""
+        if key in self.inputs:
+            return self.inputs[key]
+        made = {} if made is None else made
+        if key not in made:
+            made[key] = self.operation(key, variant, made)
+        return made[key]
+
+    def operation(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
+        """One operation under a hypothesis, [T, width] f32."""
+        made = {} if made is None else made
+        inputs = [self.source(source, variant, made).astype(np.float64) for source in variant.inputs(key)]
+        parts = []
+        with np.errstate(all="ignore"):  # infinity and NaN are findings
+            if key[0] == "kqv_out":
+                inputs[1:] = [variant.cached(value) for value in inputs[1:]]
+            for start, stop in pairwise(self.borders):
+                fed = [x[start:stop] for x in inputs]
+                if key[0] == "kqv_out":
+                    fed = [fed[0], *(x[:stop] for x in inputs[1:])]
+                parts.append(np.asarray(variant.operation(key, fed, self.ids[start:stop], start), np.float32))
+        return np.concatenate(parts)
+
+    def decades(self, key: TapKey, value: Float32) -> float:
+        """How many decades above float32 noise a value is from the engine's; 0 within the locked envelope."""
+        return decades(value, self.outputs[key])
+
+    def touched(self, taps: frozenset[str], variant: Oracle) -> Iterator[TapKey]:
+        """Captured operations that a change of some taps can move, directly or through inputs that were not shown."""
+        moved: set[TapKey] = set()
+        for key in tap_order(self.oracle.hyper.n_layer):
+            if key[0] in variant.absent:
+                continue
+            through = any(s in moved and s not in self.inputs for s in variant.inputs(key))
+            if key[0] in taps or through:
+                moved.add(key)
+                if key in self.outputs:
+                    yield key
+
+
+def decades(found: Float32, engine: Float32) -> float:
+    """Mean over tokens of log10(relative root mean square difference / noise floor); 0 within the locked envelope.
+
+    Token by token, so that one flipped rounding does not hide that all other tokens are reproduced. Elements that
+    both hold as the same infinity, or both as NaN, agree: an overflow is reproduced by an overflow.
+    """
+    if found.shape != engine.shape:
+        return MOST
+    a, b = found.astype(np.float64), engine.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        if not (finite | same).all():
+            return MOST
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
+    if not a.size:
+        return 0.0
+    error, size = np.abs(a - b), float(np.abs(b).max())
+    if float(error.max()) <= envelope.LOCKED_OPERATION.limit * size:
+        return 0.0
+    norm = np.linalg.norm(b, axis=1)
+    typical = float(np.sqrt(np.square(norm).mean()))
+    if typical == 0.0:
+        return MOST
+    share = np.linalg.norm(a - b, axis=1) / np.maximum(norm, 1e-3 * typical)  # a token of zeros has no size of its own
+    by_token = np.log10(np.maximum(share, FLOOR) / FLOOR)
+    return float(np.clip(by_token.mean(), 0.01, MOST))
