@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crossval.catalogue import CATALOGUE, PROJECTIONS, Hypothesis, Intervention, hypothesis
+from crossval.catalogue import PROJECTIONS, Hypothesis, Intervention, hypothesis
 from crossval.metrics import Float32, Float64
 from reference.activations import ACTIVATIONS
 from reference.contract import PROJECTIONS as TENSORS
@@ -131,8 +131,3 @@ def same_cause(found: Hypothesis, true: Hypothesis) -> bool:
         return True
     key = true.entry.field
     return bool(np.isclose(found.semantics[key], true.semantics[key], rtol=1e-2))
-
-
-def drawable() -> tuple[Intervention, ...]:
-    """Every entry, in the order of the catalogue."""
-    return CATALOGUE

@@ -35,6 +35,7 @@ def draw(document: Mapping[str, Any], out: Path) -> None:
     points what was measured, with their intervals.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     rows = [row for row in document["rows"] if _drawable(row)]
     bandwidth = {b["threads"]: b["bytes_per_second"] for b in document["bandwidth"]}
@@ -68,6 +69,9 @@ def draw(document: Mapping[str, Any], out: Path) -> None:
             axes.annotate(f" {share:.0%}", (row["weight_bytes"] / 1e6, middle), fontsize=8, va="bottom")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+            set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("weights read for a token, MB")
     axes.set_ylabel("decode, tokens/s")
     axes.set_title(f"{document['model']['file']} on {document['machine']['cpu']}", fontsize=10)
