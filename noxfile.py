@@ -40,12 +40,25 @@ def crossval(session: nox.Session) -> None:
         sys.exit(REFERENCE_UNAVAILABLE)  # the index or the network failed, not the comparison
     use_llama_cpp(session)
     before = modified(RECEIPT)
-    code = code_of(session, "crossval", "run", *session.posargs)
+    code = code_of(session, "crossval", "run", "--no-hf", *session.posargs)
     if modified(RECEIPT) != before:  # a comparison that failed is shown too, one that never ran is not
         built = code_of(session, "reports", "build", str(RECEIPT), "--out", "build/crossval")
         shown = code_of(session, "reports", "table", str(RECEIPT))
         code = code or built or shown
     leave(code)
+
+
+@nox.session(name="crossval-hf", default=False)
+def crossval_hf(session: nox.Session) -> None:
+    """Climb the ladder against transformers too; write build/crossval-hf/inference.json."""
+    try:
+        install_once(session, "extras", *PYPROJECT["project"]["optional-dependencies"]["hf"])
+        install(session)
+    except CommandFailed:
+        sys.exit(REFERENCE_UNAVAILABLE)
+    use_llama_cpp(session)
+    receipt = "build/crossval-hf/inference.json"
+    leave(code_of(session, "crossval", "run", "--hf", "--receipt", receipt, *session.posargs))
 
 
 @nox.session

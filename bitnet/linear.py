@@ -83,6 +83,10 @@ class DenseMatrix(Matrix):
     data: NDArray[Any]
 
 
+#: Quantisers with one int8 scale a token.
+INT8_TOKEN = ("int8_token", "int8_token_reciprocal")
+
+
 class Activations:
     """The input of one or more projections, [n_token, n] f32, in whatever forms they ask for."""
 
@@ -111,6 +115,21 @@ class Activations:
         return out
 
     @cached_property
+    def int8_token_reciprocal(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """As `int8_token`, the scale 127 · (1 / absmax) rounded twice; for comparisons alone, so numpy will do."""
+        largest = np.abs(self.x).max(axis=1, initial=0.0)
+        finite = np.isfinite(largest)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.float32(127) * (np.float32(1) / np.maximum(largest, np.float32(1e-5)))
+            scaled = np.where(finite[:, None], np.rint(self.x * scale[:, None]), 0)
+        q = np.clip(scaled, -128, 127).astype(np.int8)
+        return q, np.where(finite, scale, np.nan).astype(np.float32), q.sum(axis=1, dtype=np.int32)
+
+    def int8(self, how: str) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """Codes, scales and sums of the int8 quantiser of that name."""
+        return self.int8_token if how == "int8_token" else self.int8_token_reciprocal
+
+    @cached_property
     def q8_k(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
         """Codes [n_token, n], scales and sums of codes [n_token, n / 256] (scales multiply to dequantise)."""
         blocks = (self.x.shape[0], self.x.shape[1] // 256)
@@ -133,8 +152,8 @@ class Activations:
             return round_f16(self.x).astype(np.float32)
         if how == "bf16":
             return round_bf16(self.x)
-        if how == "int8_token":
-            q, scale, _ = self.int8_token
+        if how in INT8_TOKEN:
+            q, scale, _ = self.int8(how)
             return q.astype(np.float32) / scale[:, None]
         q, scale = self.q8_k[:2] if how == "q8_k" else self.q8_0
         width = self.x.shape[1] // scale.shape[1]
@@ -271,8 +290,8 @@ def _multiply(
     """The kernel for a matrix and an activation quantiser: its name, and the call over a range of rows (or tiles)."""
     if isinstance(m, TernaryMatrix):
         data, blocks = m.tiles.data, m.block_scale
-        if how == "int8_token" and blocks is None:
-            q, scale, total = a.padded(m.tiles.width).int8_token
+        if how in INT8_TOKEN and blocks is None:
+            q, scale, total = a.padded(m.tiles.width).int8(how)
             return "ternary_int8_token", lambda i, j: k.ternary_int8_token(v, data, q, total, scale, m.scale, i, j, out)
         weight_scale = _ones(m) if blocks is None else blocks
         if how == "q8_k" and v.layout != "base-3":

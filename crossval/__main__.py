@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bitnet.errors import BitNetError
+from crossval import commands
+from crossval.commands import BITNET_CPP, FIXTURES, HF, MODELS, RECORDINGS, hf_wanted, models_of
 from receipts.errors import ReceiptError
 from receipts.record import Lane
 from receipts.replay import CASES, draw_nonce
@@ -24,19 +25,13 @@ app = typer.Typer(
     help="Compare the engine with llama.cpp, bitnet.cpp and the oracle on the same weights, rung by rung.",
 )
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 INTERRUPTED = "crossval: interrupted; the old receipt is untouched"
 _MARKS = {"pass": "ok", "fail": "FAIL", "error": "ERROR", "unsupported": "unsupported", "inconclusive": "inconclusive"}
 
 
 @app.command()
 def run(
-    model: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A GGUF file of your own, instead of the shipped models; may be repeated. Default: BITNET_GGUF."
-        ),
-    ] = None,
+    model: MODELS = None,
     only: Annotated[str, typer.Option(help="Only lanes whose name contains this.")] = "",
     receipt: Annotated[Path, typer.Option(help="Where the receipt goes.")] = Path("ci/inference.json"),
     work: Annotated[Path, typer.Option(help="Folder for transcoded copies.")] = Path("build/crossval"),
@@ -44,6 +39,9 @@ def run(
         int | None, typer.Option(min=1, help="Threads of the engine. Default: BITNET_NUM_THREADS.")
     ] = None,
     measure: Annotated[bool, typer.Option(help="Whether to measure speed and determinism too.")] = True,
+    hf: HF = None,
+    bitnet_cpp: BITNET_CPP = None,
+    recording: RECORDINGS = None,
 ) -> None:
     """Climb every lane and write the receipt.
 
@@ -52,19 +50,20 @@ def run(
 
     Example: python -m crossval run --model model.gguf --only oracle
     """
+    from crossval.live import Live
     from crossval.run import Options
     from crossval.run import run as climb
     from crossval.verdict import exit_code
 
-    models = tuple(model or ([Path(os.environ["BITNET_GGUF"])] if os.environ.get("BITNET_GGUF") else []))
     options = Options(
         fixtures=FIXTURES,
-        models=models,
+        models=models_of(model),
         only=only,
         receipt=receipt,
         work=work,
         n_threads=threads,
         measure=measure,
+        live=Live(hf=hf_wanted(hf), bitnet_cpp=bitnet_cpp, recordings=tuple(recording or ())),
     )
     console = Console(stderr=True, highlight=False)
     with Progress(
@@ -108,6 +107,10 @@ def accuracy(
     rows = all_accuracies(device)
     Console(highlight=False).print(accuracy_table(rows))
     raise typer.Exit(0 if all(r.passed for r in rows) else 1)
+
+
+app.command()(commands.record)
+app.command()(commands.quality)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,23 @@ from reference.runner import Observation, Request, Runner, RunnerInfo
 REPEATS = 3
 #: Tokens of a timed prefill and decode.
 TIMED_PREFILL, TIMED_DECODE = 64, 32
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the receipt is made of, gathered lane by lane."""
+
+    models: dict[str, r.Model] = field(default_factory=dict)
+    tokenizers: dict[str, r.TokenizerRecord] = field(default_factory=dict)
+    engines: dict[tuple[str, str], tuple[str, EngineRunner]] = field(default_factory=dict)
+    cases: dict[tuple[str, str, str], r.Case] = field(default_factory=dict)
+    references: dict[str, r.Reference] = field(default_factory=dict)
+    lanes: list[r.Lane] = field(default_factory=list)
+    accuracy: list[r.Accuracy] = field(default_factory=list)
+    determinism: list[r.Determinism] = field(default_factory=list)
+    performance: list[r.Performance] = field(default_factory=list)
+    operations: list[Row] = field(default_factory=list)
+    positions: list[Row] = field(default_factory=list)
 
 
 def logits_digest(logits: Float32) -> str:

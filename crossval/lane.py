@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ from crossval.noise import SEEDS, Noise
 from crossval.plan import LanePlan
 from receipts.record import Located, Vote
 from reference.oracle import Oracle
-from reference.runner import Observation, ReferenceFailedError, Request, Runner
+from reference.runner import Observation, ReferenceFailedError, ReferenceUnavailableError, Request, Runner, RunnerInfo
 
 Row = dict[str, Any]
 
@@ -103,6 +104,31 @@ class Lane:
     def oracle_key(self) -> str:
         """Key of the oracle as a witness in this lane."""
         return f"oracle · {self.plan.name}"
+
+    def witnesses(self) -> dict[str, Runner | None]:
+        """Further engines by key, started when first asked for; None for one that cannot run here."""
+        if not hasattr(self, "_witnesses"):
+            self._witnesses: dict[str, Runner | None] = {}
+            for witness in self.plan.witnesses:
+                self.progress(f"hearing {witness.name}")
+                self._witnesses[witness.name] = None
+                with suppress(ReferenceUnavailableError, ReferenceFailedError):
+                    runner = witness.open()
+                    self._witnesses[witness.name] = runner if runner.info else None
+        return self._witnesses
+
+    def heard(self) -> dict[str, RunnerInfo]:
+        """Who the further witnesses of the votes were."""
+        started = getattr(self, "_witnesses", {})
+        named = {name for vote in self.votes for name, word in vote.witnesses.items() if word != "absent"}
+        return {name: runner.info for name, runner in started.items() if runner is not None and name in named}
+
+    def close_witnesses(self) -> None:
+        """End those that were started."""
+        for runner in getattr(self, "_witnesses", {}).values():
+            if runner is not None:
+                with suppress(ReferenceFailedError):
+                    runner.close()
 
     def integer_oracle(self) -> Oracle:
         """The contract with int8-per-token activations, for exact integer sums."""

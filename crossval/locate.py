@@ -7,6 +7,7 @@ each operation sees the reference's captured inputs. The oracle does the same, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from reference.runner import (
     ReferenceFailedError,
     ReferenceUnavailableError,
     Request,
+    Runner,
     TapKey,
     tap_order,
 )
@@ -64,7 +66,8 @@ def check_operations(lane: Lane) -> Rung:
         if not lane.votes:
             _self_check(lane, ours, theirs.taps)
         if not lane.votes or lane.located is not None:
-            lane.votes = [_vote(lane, locked, ours, theirs.taps)]
+            further = {} if lane.located is None else lane.witnesses()
+            lane.votes = [_vote(lane, locked, ours, theirs.taps, further)]
         if lane.located is not None:
             lane.locked = locked
             break
@@ -169,8 +172,10 @@ def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located |
     return equal, tried, first
 
 
-def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
-    """Engine, oracle and reference on the same inputs: who agrees with whom, over every captured operation."""
+def _vote(
+    lane: Lane, locked: Request, ours: Taps, theirs: Taps, further: Mapping[str, Runner | None] = MappingProxyType({})
+) -> Vote:
+    """Engine, oracle, reference and further witnesses on the same inputs: who agrees, over every captured operation."""
     third = lane.reference.info.family == "oracle"
     oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
@@ -189,9 +194,37 @@ def _vote(lane: Lane, locked: Request, ours: Taps, theirs: Taps) -> Vote:
             "bitnet": Witness(family="bitnet", said=ours),
             lane.oracle_key: Witness(family="oracle", said=oracle),
             lane.plan.reference: Witness(family=info.family, library_sha256=info.library_sha256, said=theirs),
+            **{name: _heard(lane, runner, locked) for name, runner in further.items()},
         },
         agree,
     )
+
+
+def _heard(lane: Lane, runner: Runner | None, locked: Request) -> Witness[Taps]:
+    """A further witness on the locked inputs, silent about what it computes in other numerics than the lane."""
+    if runner is None:
+        return Witness(family="unknown")
+    try:
+        taps, info = runner.run(locked).taps, runner.info
+    except (ReferenceUnavailableError, ReferenceFailedError):
+        return Witness(family="unknown")
+    silent = _incomparable(lane, runner)
+    said = {key: value for key, value in taps.items() if key[0] not in silent}
+    return Witness(family=info.family, library_sha256=info.library_sha256, said=said)
+
+
+def _incomparable(lane: Lane, witness: Runner) -> frozenset[str]:
+    """Taps that a witness computes in other numerics than the lane: of these it says nothing."""
+    wanted, has = lane.numerics.to_dict(), witness.info.numerics
+    touched = {
+        "activation": frozenset(PROJECTIONS),
+        "kv": frozenset({"kqv_out"}),
+        "query": frozenset({"kqv_out"}),
+        "probs": frozenset({"kqv_out"}),
+        "head": frozenset({"result_output"}),
+        "rope": frozenset({"q_rope", "k_rope"}),
+    }
+    return frozenset().union(*(taps for name, taps in touched.items() if wanted[name] != has.get(name)))
 
 
 def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from crossval.metrics import Float32, Float64, max_abs, negative_log_likelihood, relative_l2
 from reference.oracle import Oracle
+from reference.rounding import INT8_TOKEN
 from reference.runner import Request
 
 #: Independent perturbations: a flip that one of them misses, another meets.
@@ -105,7 +106,7 @@ class Jittered(Oracle):
 
     def _project(self, x: Float64, il: int, tap: str) -> Float32:
         exact = super()._project(x, il, tap)
-        integers = self.numerics["activation"] == "int8_token"
+        integers = self.numerics["activation"] in INT8_TOKEN
         return exact if integers else one_ulp(exact, self._rng)
 
 

@@ -75,6 +75,19 @@ LLAMA_CPP_SILU = Deviation(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """Another engine that is heard where the two sides of a lane disagree.
+
+    Attributes:
+        name: Key of the reference, unique in the run.
+        open: Starts it; raises `ReferenceUnavailableError`.
+    """
+
+    name: str
+    open: Callable[[], Runner]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model file to be judged.
@@ -136,6 +149,7 @@ class LanePlan:
         recorded: Whether the reference replays.
         as_default: The engine computes in the model's own numerics and the reference follows (the oracle).
         impossible: Why it cannot run, known beforehand.
+        witnesses: Who else votes where the sides disagree.
     """
 
     name: str
@@ -149,6 +163,7 @@ class LanePlan:
     deviation: Deviation | None = None
     as_default: bool = False
     impossible: str = ""
+    witnesses: tuple[Witness, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 

@@ -21,7 +21,9 @@ from crossval.attribute import attribute
 from crossval.case import Case, text_cases
 from crossval.engine import EngineRunner
 from crossval.environment import command, environment, git_state, now
+from crossval.evidence import Evidence
 from crossval.lane import Lane, Row
+from crossval.live import Live, with_live
 from crossval.locate import place
 from crossval.noise import HOW
 from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
@@ -52,6 +54,7 @@ class Options:
         work: Folder for transcoded copies.
         n_threads: Of the engine.
         measure: Whether speed and determinism are measured.
+        live: Which further references are tried.
     """
 
     fixtures: Path
@@ -61,23 +64,7 @@ class Options:
     work: Path = Path("build/crossval")
     n_threads: int | None = None
     measure: bool = True
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What the receipt is made of, gathered lane by lane."""
-
-    models: dict[str, r.Model] = field(default_factory=dict)
-    tokenizers: dict[str, r.TokenizerRecord] = field(default_factory=dict)
-    engines: dict[tuple[str, str], tuple[str, EngineRunner]] = field(default_factory=dict)
-    cases: dict[tuple[str, str, str], r.Case] = field(default_factory=dict)
-    references: dict[str, r.Reference] = field(default_factory=dict)
-    lanes: list[r.Lane] = field(default_factory=list)
-    accuracy: list[r.Accuracy] = field(default_factory=list)
-    determinism: list[r.Determinism] = field(default_factory=list)
-    performance: list[r.Performance] = field(default_factory=list)
-    operations: list[Row] = field(default_factory=list)
-    positions: list[Row] = field(default_factory=list)
+    live: Live = field(default_factory=Live)
 
 
 class Run:
@@ -107,7 +94,8 @@ class Run:
             raise UsageError(
                 f"two models are called {min(twice)!r}", where="--model", remedy="rename one, or compare them in turn"
             )
-        planned = [p for p in lanes(subjects, o.work / "models", shipped=not o.models) if o.only in p.name]
+        every = with_live(lanes(subjects, o.work / "models", shipped=not o.models), o.live)
+        planned = [p for p in every if o.only in p.name]
         if not planned:
             raise UsageError(f"no lane has {o.only!r} in its name", where="--only")
         return planned
@@ -160,7 +148,10 @@ class Run:
             quality_ids=self._quality(plan.subject, engine, reference),
             progress=lambda what: self.say(f"{plan.name}: {what}"),
         )
-        rungs = ladder.climb(lane)
+        try:
+            rungs = ladder.climb(lane)
+        finally:
+            lane.close_witnesses()
         record = self._record(plan, lane, rungs, name)
         if plan.as_default:
             self.evidence.accuracy += evidence.accuracy_records(engine, lane.operations)
@@ -295,6 +286,8 @@ class Run:
         e.references[plan.reference] = evidence.reference_record(plan.reference, lane.reference.info, checks)
         if any(lane.oracle_key in vote.witnesses for vote in lane.votes):
             e.references[lane.oracle_key] = evidence.reference_record(lane.oracle_key, lane.oracle().info)
+        for name, witness in lane.heard().items():
+            e.references[name] = evidence.reference_record(name, witness)
 
     def _cause(self, plan: LanePlan, lane: Lane, located: r.Located, blame: str | None) -> r.Cause | None:
         """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""

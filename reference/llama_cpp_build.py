@@ -127,6 +127,13 @@ def ensure_library(progress: Progress | None = None) -> Path:
     return folder / "lib"
 
 
+def find_headers() -> Path | None:
+    """The folder that holds a library which is here and, in `include/`, the headers it was built from; or None."""
+    library = find_library()
+    root = None if library is None else library.parent
+    return root if root is not None and (root / "include" / "llama.h").is_file() else None
+
+
 def holds_library(folder: Path) -> bool:
     """Whether there is a libllama in a folder."""
     return any((folder / name).is_file() for name in ("libllama.so", "libllama.dylib"))
@@ -174,6 +181,18 @@ def find_toolchain() -> Toolchain:
         raise ReferenceUnavailableError(
             "llama.cpp is not built and there is no cmake", remedy=f"pip install cmake, {_MANUAL}"
         )
+    compiler, version = find_compiler()
+    generator = ("-G", "Ninja") if shutil.which("ninja", path=path) else ()
+    return Toolchain(cmake=cmake, compiler=compiler, compiler_version=version, generator=generator)
+
+
+def find_compiler() -> tuple[str, str]:
+    """Path of a C++ compiler (`CXX`, or one on PATH) and the first line of its `--version`.
+
+    Raises:
+        ReferenceUnavailableError: There is none, with how to get one.
+    """
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     compiler = next((found for name in names if (found := shutil.which(name, path=path))), None)
     if compiler is None:
@@ -182,9 +201,7 @@ def find_toolchain() -> Toolchain:
             f"llama.cpp is not built and there is no C++ compiler ({', '.join(names)})", remedy=f"{remedy}, {_MANUAL}"
         )
     shown = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)  # noqa: S603  # the user's compiler
-    version = (shown.stdout or shown.stderr).strip().partition("\n")[0]
-    generator = ("-G", "Ninja") if shutil.which("ninja", path=path) else ()
-    return Toolchain(cmake=cmake, compiler=compiler, compiler_version=version, generator=generator)
+    return compiler, (shown.stdout or shown.stderr).strip().partition("\n")[0]
 
 
 def cache_folder(version: str, tools: Toolchain) -> Path:
@@ -228,6 +245,9 @@ def _build(version: str, tools: Toolchain, folder: Path, tell: Progress) -> None
         (ready / "lib").mkdir(parents=True)
         for library in _libraries(build):
             shutil.copy2(library, ready / "lib" / library.name, follow_symlinks=False)
+        (ready / "include").mkdir()  # for `bitnet_cpp_build`, which compiles against a library's own headers
+        for header in (*source.glob("include/*.h"), *source.glob("ggml/include/*.h")):
+            shutil.copy2(header, ready / "include" / header.name)
         shutil.rmtree(build)  # so that the check below cannot find anything in the build tree
         _check_loads(ready / "lib", log)
         record = {

@@ -16,13 +16,16 @@ Node names as its graphs give them (`NAME-LAYER`), with the traps that lie there
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 
 from reference.ggml import Ggml
 from reference.runner import Float32, TapKey, tap_order
+
+T = TypeVar("T")
 
 #: Node name → tap. `Qcur` and `Kcur` are `q_rope` and `k_rope` where the operation is ROPE.
 NODES: Mapping[str, str] = MappingProxyType(
@@ -59,12 +62,30 @@ NODES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def tap_of(name: str, operation: str) -> TapKey | None:
-    """The tap that a node is, None if it is none."""
+#: What the trees of 2024 (bitnet.cpp's among them) call the nodes that are called otherwise today.
+_EARLIER: Mapping[str, str] = MappingProxyType(
+    {"inp_embd": "embd", "attn_o_out": "attn_out", "kqv_merged_cont": "kqv_out", "ffn_gate_par": "ffn_act"}
+)
+
+
+def tap_of(name: str, operation: str, *, sub_norms: bool = False) -> TapKey | None:
+    """The tap that a node is, None if it is none.
+
+    Args:
+        name: Of the node.
+        operation: What computes it.
+        sub_norms: Whether the graph has sub-norms: there, in the trees of 2024, `ffn_out` is act(gate) · up.
+    """
     base, dash, number = name.rpartition("-")
     if not dash or not number.isdecimal():
         base, number = name, "-1"
-    tap = NODES.get(base)
+    tap = NODES.get(base) or _EARLIER.get(base)
+    if base == "inp_embd" and operation != "GET_ROWS":
+        return None
+    if base == "kqv_out" and operation in {"MUL_MAT", "MUL", "ADD"}:  # there the output projection has this name
+        tap = "attn_out"
+    if base == "ffn_out" and sub_norms:
+        tap = "ffn_act"
     if tap in {"q", "k", "v"} and operation in {"RESHAPE", "VIEW"}:
         return None
     if tap in {"q", "k"} and operation == "ROPE":
@@ -72,37 +93,28 @@ def tap_of(name: str, operation: str) -> TapKey | None:
     return None if tap is None else (tap, int(number))
 
 
-class Capture:
-    """Records taps of the graphs that are evaluated while it is `on`.
+class Passes:
+    """Taps of one request, from as many evaluations of the graph as it takes; `on` while they are wanted."""
 
-    Args:
-        ggml: The library that computes.
-    """
-
-    def __init__(self, ggml: Ggml) -> None:
-        self.on = False
-        self._ggml = ggml
+    def __init__(self) -> None:
+        self.on = True
         self._passes: list[dict[TapKey, Float32]] = []
         self._trouble: list[str] = []
 
-    def callback(self, tensor: int, ask: bool, _user_data: object) -> bool:  # the signature is ggml's
-        """First asked whether a node is wanted, then told that it is there. Never raises: ggml is in between."""
+    def guard(self, action: Callable[[], T]) -> T | None:
+        """Do something in a callback, from which nothing may be raised: ggml is in between. `taps` raises it later."""
         try:
-            key = tap_of(self._ggml.name(tensor), self._ggml.operation(tensor)) if self.on else None
-            if ask:
-                return key is not None
-            if key is not None:
-                self._record(key, tensor)
-        except BaseException as error:  # kept, and raised by `taps` on our side of the call
+            return action()
+        except BaseException as error:
             self._trouble.append(f"{type(error).__name__}: {error}")
-        return True
+            return None
 
-    def _record(self, key: TapKey, tensor: int) -> None:
+    def enter(self, key: TapKey, values: Float32, extents: tuple[int, ...], *, rotary: bool) -> None:
+        """One node: flat values, extents fastest first. A later node of the same tap replaces an earlier one."""
         if key == ("embd", -1) or not self._passes:  # every evaluation of the graph begins with the embedding
             self._passes.append({})
-        values, extents = self._ggml.read(tensor)
-        width = extents[0] * extents[1] if self._ggml.operation(tensor) == "ROPE" else extents[0]
-        self._passes[-1][key] = values.reshape(-1, width)  # [n_token, width]; a later node of the tap replaces
+        width = extents[0] * extents[1] if rotary else extents[0]
+        self._passes[-1][key] = values.reshape(-1, width)  # [n_token, width]
 
     def taps(self, n_tokens: int) -> dict[TapKey, Float32]:
         """What was recorded, one row a token, in graph order.
@@ -124,3 +136,29 @@ class Capture:
             if len(value) != n_tokens:
                 raise ValueError(f"tap {key} has {len(value)} rows for {n_tokens} tokens")
         return taps
+
+
+class Capture(Passes):
+    """Records taps of the graphs that are evaluated while it is `on`.
+
+    Args:
+        ggml: The library that computes.
+    """
+
+    def __init__(self, ggml: Ggml) -> None:
+        super().__init__()
+        self.on = False
+        self._ggml = ggml
+
+    def callback(self, tensor: int, ask: bool, _user_data: object) -> bool:  # the signature is ggml's
+        """First asked whether a node is wanted, then told that it is there. Never raises."""
+        answer = self.guard(lambda: self._node(tensor, ask))
+        return True if answer is None else answer
+
+    def _node(self, tensor: int, ask: bool) -> bool:
+        operation = self._ggml.operation(tensor) if self.on else ""
+        key = tap_of(self._ggml.name(tensor), operation) if self.on else None
+        if not ask and key is not None:
+            values, extents = self._ggml.read(tensor)
+            self.enter(key, values, extents, rotary=operation == "ROPE")
+        return key is not None if ask else True

@@ -150,8 +150,8 @@ class Oracle:
         x32 = x.astype(np.float32)
         if not s.activation_quantised or kind == "none":
             y = self._product(w, x).astype(np.float32)
-        elif kind == "int8_token":
-            q, divisor = rounding.int8_token(x32, s)
+        elif kind in rounding.INT8_TOKEN:
+            q, divisor = rounding.int8_token(x32, s, kind)
             y = self._divided(rounding.wrapped(self._product(w, q), s.accumulator), divisor)
         elif kind in rounding.BLOCK:
             q, d = rounding.int8_blocks(self._blocked(x32, kind), kind, s)
@@ -363,17 +363,17 @@ class Oracle:
             x: [T, K] f32, the projection's input.
 
         Returns:
-            [T, rows] for `int8_token`; [T, rows, K / block] for the block quantisers, one sum a block.
+            [T, rows] for the int8 quantisers; [T, rows, K / block] for the block quantisers, one sum a block.
 
         Raises:
             ReferenceUnavailableError: The weights are not ternary or the numerics quantise to no integers.
         """
         w, kind = self._weights[f"blk.{layer}.{PROJECTIONS[tap]}.weight"], self.numerics["activation"]
-        if not w.ternary or (kind != "int8_token" and kind not in rounding.BLOCK):
+        if not w.ternary or kind not in (*rounding.INT8_TOKEN, *rounding.BLOCK):
             raise ReferenceUnavailableError(f"{tap} of layer {layer} has no integer sums (activation {kind})")
         trits = w.values.astype(np.int64)
-        if kind == "int8_token":
-            q, _ = rounding.int8_token(x, self.semantics)
+        if kind in rounding.INT8_TOKEN:
+            q, _ = rounding.int8_token(x, self.semantics, kind)
             return q.astype(np.int64) @ trits.T
         q, _ = rounding.int8_blocks(self._blocked(x, kind), kind, self.semantics)
         blocked = trits.reshape(len(trits), -1, rounding.BLOCK[kind])

@@ -19,13 +19,16 @@ Float64 = NDArray[np.float64]
 
 #: Every field, its values, the default first.
 NUMERICS: dict[str, tuple[str, ...]] = {
-    "activation": ("int8_token", "q8_k", "q8_0", "f16", "bf16", "none"),
+    "activation": ("int8_token", "int8_token_reciprocal", "q8_k", "q8_0", "f16", "bf16", "none"),
     "kv": ("f32", "f16"),
     "query": ("f32", "f16"),
     "probs": ("f32", "f16", "f16_decode"),
     "head": ("f32", "f16", "bf16", "f16_decode"),
     "rope": ("f64", "f32_iterated", "f32"),
 }
+
+#: Quantisers with one int8 scale a token.
+INT8_TOKEN = ("int8_token", "int8_token_reciprocal")
 
 #: Columns that share one scale.
 BLOCK = {"q8_k": 256, "q8_0": 32}
@@ -58,18 +61,23 @@ _ROUND: dict[str, Callable[[Float32], Float32]] = {
 }
 
 
-def int8_token(x: Float32, semantics: Semantics = CONTRACT) -> tuple[Float64, Float32]:
+def int8_token(x: Float32, semantics: Semantics = CONTRACT, kind: str = "int8_token") -> tuple[Float64, Float32]:
     """BitNet's own quantiser: one scale a token, x ≈ q / s.
 
     Args:
         x: [T, K].
         semantics: Its rounding rule and whether tokens share a scale.
+        kind: `int8_token`, or `int8_token_reciprocal`: torch divides 127 by a tensor as 127 · (1 / tensor), and so
+            rounds the scale twice.
 
     Returns:
         q: [T, K] integers in −128 … 127, and s: [T, 1] f32.
     """
     largest = np.abs(x).max(axis=None if semantics.activation_scale == "tensor" else -1, keepdims=True)
     s = (semantics.activation_levels / np.maximum(largest.astype(np.float64), INT8_FLOOR)).astype(np.float32)
+    if kind == "int8_token_reciprocal":
+        levels = np.float32(semantics.activation_levels)
+        s = levels * (np.float32(1) / np.maximum(largest, np.float32(INT8_FLOOR)))
     q = np.clip(_ROUND[semantics.activation_rounding](x * s), -128, 127)
     return q.astype(np.float64), np.broadcast_to(s.reshape(-1, 1), (len(x), 1))
 

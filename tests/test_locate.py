@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from liars import Liar
 
+from bitnet.config import Numerics
 from crossval.engine import EngineRunner
 from crossval.locate import _nearest, _vote, place
 from crossval.plan import ORACLE_RUNGS
 from crossval.run import Run
-from reference.runner import Observation, Request
+from reference.runner import Observation, ReferenceFailedError, Request
 from reference.semantics import Semantics
 
 
@@ -217,3 +218,53 @@ def test_every_constellation_of_three(ours, oracle, theirs, odd, words):
         {("q", 0): np.full((1, 1), theirs, np.float64)},
     )
     assert (vote.odd, tuple(vote.witnesses.values())) == (odd, words)
+
+
+class Further:
+    """A witness that answers with one value, or dies."""
+
+    def __init__(self, value, numerics):
+        self._value, self.info = value, type("I", (), {"numerics": numerics, "family": "w", "library_sha256": "z"})
+
+    def run(self, _request):
+        if self._value is None:
+            raise ReferenceFailedError("it died")
+        taps = {key: np.full((1, 1), self._value, np.float32) for key in (("q", 0), ("ffn_act", 0))}
+        return Observation(ids=(), logits=np.empty(0), taps=taps)
+
+
+@pytest.mark.parametrize(
+    ("witness", "odd", "word"),
+    [
+        (Further(1.0, Numerics().to_dict()), "r", "agrees"),
+        (Further(3.0, Numerics().to_dict()), None, "differs"),
+        (Further(None, Numerics().to_dict()), "r", "absent"),
+        (None, "r", "absent"),
+    ],
+)
+def test_a_further_witness_is_heard(witness, odd, word):
+    vote = further_vote(witness, {("q", 0): 1.0, ("ffn_act", 0): 1.0}, {("q", 0): 2.0, ("ffn_act", 0): 2.0})
+    assert (vote.odd, vote.witnesses["w"]) == (odd, word)
+
+
+def test_of_what_a_witness_computes_in_other_numerics_it_says_nothing():
+    other = Numerics().to_dict() | {"activation": "q8_k"}
+    ours, theirs = {("q", 0): 5.0, ("ffn_act", 0): 1.0}, {("q", 0): 5.0, ("ffn_act", 0): 2.0}
+    assert further_vote(Further(1.0, other), ours, theirs).witnesses["w"] == "agrees"
+    assert further_vote(Further(1.0, Numerics().to_dict()), ours, theirs).witnesses["w"] == "differs"
+
+
+def further_vote(witness, ours, theirs):
+    def taps(values):
+        return {key: np.full((1, 1), value, np.float32) for key, value in values.items()}
+
+    class Fake:
+        oracle_key = "o"
+        numerics = Numerics()
+        plan = type("P", (), {"reference": "r"})
+        reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
+
+        def oracle(self):
+            return type("O", (), {"run": lambda *_: Observation(ids=(), logits=np.empty(0), taps=taps(ours))})()
+
+    return _vote(Fake(), Request(ids=(1,)), taps(ours), taps(theirs), {"w": witness})
