@@ -18,7 +18,7 @@ import bitnet
 from crossval.catalogue import CATALOGUE
 from crossval.drift import Trial
 
-SCHEMA = "drift-1.schema.json"
+SCHEMA = "urn:bitnet-crossval:drift-1"
 #: Two-sided 95 %.
 _Z = 1.959963984540054
 
@@ -136,7 +136,7 @@ def _entry(shown: str) -> str:
 
 def check(made: dict[str, Any]) -> None:
     """Raise `jsonschema.ValidationError` for a report that the schema does not know."""
-    schema = json.loads(files("schemas").joinpath(SCHEMA).read_text("utf-8"))
+    schema = json.loads(files("schemas").joinpath("drift-1.schema.json").read_text("utf-8"))
     jsonschema.validate(made, schema)
 
 

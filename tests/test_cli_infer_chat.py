@@ -44,7 +44,7 @@ class Terminal:
         os.close(theirs)
         self.shown = ""
 
-    def expect(self, text, seconds=60):
+    def expect(self, text, seconds=180):
         """Wait until a text was shown; what came up to it is taken away."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:

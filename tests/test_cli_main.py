@@ -104,9 +104,14 @@ def test_whatever_is_raised_ends_in_a_code(error, code, message, monkeypatch):
     assert validated(run("--format", "json").out)["exit_code"] == code
 
 
-def test_a_reader_that_leaves_is_no_failure():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_failure(unbuffered):
     child = subprocess.Popen(
-        [*PROGRAM, "model", "info", TINY, "--tensors"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, "model", "info", TINY, "--tensors"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     child.stdout.close()
     _, errors = child.communicate(timeout=60)

@@ -93,5 +93,6 @@ def test_no_other_module_compares_with_a_small_number_of_its_own():
         for part in node.comparators
         if isinstance(part, ast.Constant) and isinstance(part.value, float) and part.value not in (0.0, 1.0)
     }
-    allowed = {"locate.py"}  # `_nearest`: which of several candidates a value is, not whether it passes
+    # Which of several candidates a value is, and which measured numbers are worth a hypothesis: not whether one passes.
+    allowed = {"locate.py", "fits.py"}
     assert {name for name, _ in bare} <= allowed

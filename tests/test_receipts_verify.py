@@ -150,6 +150,10 @@ def test_no_change_brings_the_verifier_down(tmp_path, changes):
     check_change(tmp_path / "r.json", changes)
 
 
+def test_a_number_beyond_what_json_readers_hold_has_no_digest(tmp_path):
+    check_change(tmp_path / "r.json", [(("ledger", 0, "tokens"), 2**53)])
+
+
 def reach(data, way):
     for step in way:
         data = data[step]

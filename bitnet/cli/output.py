@@ -6,8 +6,10 @@ schema; a failed command prints one too (`schemas/error-1.schema.json`).
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +63,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
     from rich.text import Text
 
     terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else _UNLIMITED)
+    width = shutil.get_terminal_size().columns if terminal else _UNLIMITED
+    made = io.StringIO()  # not stdout: rich takes a reader who has left for a failure
+    console = Console(file=made, highlight=False, width=width, force_terminal=terminal)
     style = "" if os.environ.get("NO_COLOR") else "bold"
     shown = Table(box=None, pad_edge=False, show_header=bool(columns), header_style=style)
     for i in range(len(columns) or len(rows[0]) if rows else len(columns)):
@@ -73,9 +77,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
         )
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
-    with console.capture() as captured:
-        console.print(shown)
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    console.print(shown)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in made.getvalue().splitlines()))
 
 
 def megabytes(n: int) -> str:
