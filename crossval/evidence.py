@@ -20,7 +20,7 @@ from bitnet.linear import TernaryMatrix
 from crossval import envelope
 from crossval.case import Case
 from crossval.engine import EngineRunner
-from crossval.lane import Row
+from crossval.lane import Lane, Row
 from crossval.metrics import Float32
 from receipts import ids_digest
 from receipts import record as r
@@ -48,6 +48,8 @@ class Evidence:
     performance: list[r.Performance] = field(default_factory=list)
     operations: list[Row] = field(default_factory=list)
     positions: list[Row] = field(default_factory=list)
+    profiles: list[Row] = field(default_factory=list)
+    tokens: list[Row] = field(default_factory=list)
 
 
 def logits_digest(logits: Float32) -> str:
@@ -167,6 +169,47 @@ def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
         ),
         numerics=engine.model.network.numerics.to_dict(),
     )
+
+
+def token_rows(lane: Lane) -> list[Row]:
+    """What both sides of a lane evaluated, token by token: prompts, and the continuations that were compared."""
+    rows: list[Row] = []
+    write = _spelling(lane.original.model)
+    for case in lane.cases:
+        generated, chosen = lane.choices.get(case.name, ((), ()))
+        ids = (*case.ids, *generated)
+        ours = (*(None for _ in case.ids), *chosen)
+        rows += [
+            {
+                "lane": lane.plan.name,
+                "case": case.name,
+                "position": i,
+                "id": token,
+                "text": write(token),
+                "ours": mine,
+                "ours_text": "" if mine is None else write(mine),
+            }
+            for i, (token, mine) in enumerate(zip(ids, ours, strict=True))
+        ]
+    return rows
+
+
+def _spelling(model: BitNetModel) -> Callable[[int], str]:
+    """Token id → its text; bytes that are no text, and tokens without a text, as the vocabulary spells them."""
+    try:
+        tokenizer = model.tokenizer
+    except TokenizerError:
+        return lambda _: ""
+
+    def write(token: int) -> str:
+        if not 0 <= token < tokenizer.n_vocab:
+            return ""
+        try:
+            return tokenizer.token_bytes(token).decode() or tokenizer.token_text(token)
+        except UnicodeDecodeError:
+            return tokenizer.token_text(token)
+
+    return write
 
 
 def determinism_trials(

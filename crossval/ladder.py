@@ -242,6 +242,7 @@ def greedy(lane: Lane) -> Rung:
         free = lane.engine.run(Request(ids=c.case.ids, n_greedy=c.case.n_greedy)).generated
         ends = next((i for i, (a, b) in enumerate(zip(free, c.generated, strict=True)) if a != b), len(free))
         forced_choice = c.ours[c.n_prompt - 1 :].argmax(axis=1)
+        lane.choices[c.case.name] = (c.generated, tuple(forced_choice.tolist()))
         for step, (ours, theirs) in enumerate(zip(forced_choice.tolist(), c.generated, strict=True)):
             compared += 1
             repeats = step > ends or free[step] == ours

@@ -63,7 +63,8 @@ class Lane:
         texts: For the tokens rung.
         quality_ids: For the quality rung; empty if there is no text.
         noise: Gathered as cases are run.
-        operations, positions: Rows for the side tables.
+        operations, positions, profiles: Rows for the side tables.
+        choices: By case: what the reference generated, and what the engine chose in each place of it.
         located: First wrong operation.
         locked: The request it was found in: ids, and what the reference fed each operation.
         votes: By rung.
@@ -81,6 +82,8 @@ class Lane:
     noise: Noise = field(default_factory=Noise)
     operations: list[Row] = field(default_factory=list)
     positions: list[Row] = field(default_factory=list)
+    profiles: list[Row] = field(default_factory=list)
+    choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     located: Located | None = None
     locked: Request | None = None
     votes: list[Vote] = field(default_factory=list)

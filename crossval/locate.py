@@ -13,8 +13,8 @@ import numpy as np
 
 from crossval import envelope
 from crossval.engine import PROJECTIONS
-from crossval.lane import Lane
-from crossval.metrics import Float32, Float64, difference
+from crossval.lane import Lane, Row
+from crossval.metrics import Difference, Float32, Float64, difference, histogram
 from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
 from reference.runner import (
@@ -123,6 +123,7 @@ def _compare(lane: Lane, case: str, ours: Taps, theirs: Taps) -> tuple[int, floa
                 "worst_index": found.worst_index,
             }
         )
+        lane.profiles.append(_profile(lane.plan.name, case, key, found, ours[key], theirs[key]))
         if found.ratio > worst or not where:
             worst, where = found.ratio, place(tap, layer)
         if not held and lane.located is None:
@@ -137,6 +138,21 @@ def _compare(lane: Lane, case: str, ours: Taps, theirs: Taps) -> tuple[int, floa
                 worst_index=found.worst_index,
             )
     return count, worst, where
+
+
+def _profile(lane: str, case: str, key: TapKey, found: Difference, ours: Float32, theirs: Float32) -> Row:
+    """Errors by position to three digits, and histograms of both sides."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.where(found.by_token == 0.0, 0.0, found.by_token / found.max_abs_ref)
+    return {
+        "lane": lane,
+        "case": case,
+        "tap": key[0],
+        "layer": key[1],
+        "errors": [float(f"{error:.3g}") if np.isfinite(error) else None for error in errors],
+        "ours": histogram(ours, found.max_abs_ref),
+        "theirs": histogram(theirs, found.max_abs_ref),
+    }
 
 
 def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located | None]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from receipts.tables import BINS, EDGES
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -76,6 +78,13 @@ def difference(ours: Float32, theirs: Float32) -> Difference:
         worst_index=int(index),
         by_token=error.max(axis=1),
     )
+
+
+def histogram(values: Float32, scale: float) -> list[int]:
+    """How many values lie in each bin of `receipts.tables`, as shares of `scale`; what is not finite is in none."""
+    shares = values[np.isfinite(values)].astype(np.float64) / (scale or 1.0)
+    edges = np.array([-edge for edge in reversed(EDGES)] + list(EDGES))
+    return np.bincount(np.searchsorted(edges, shares), minlength=BINS).tolist()
 
 
 def relative_l2(ours: Float32, theirs: Float32) -> Float64:

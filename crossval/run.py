@@ -275,6 +275,8 @@ class Run:
         e = self.evidence
         e.operations += lane.operations
         e.positions += lane.positions
+        e.profiles += lane.profiles
+        e.tokens += evidence.token_rows(lane)
         for case in lane.cases:
             key = (model, json.dumps(lane.numerics.to_dict()), case.name)
             if key not in e.cases:
@@ -354,7 +356,12 @@ class Run:
             determinism=e.determinism,
             performance=e.performance,
         )
-        tables = {"operations": map(_finite, e.operations), "positions": map(_finite, e.positions)}
+        tables = {
+            "operations": map(_finite, e.operations),
+            "positions": map(_finite, e.positions),
+            "profiles": e.profiles,
+            "tokens": e.tokens,
+        }
         return write_receipt(built, self.options.receipt, tables)
 
 

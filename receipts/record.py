@@ -101,14 +101,14 @@ class SideFile(Record):
     """A table too large for the receipt.
 
     Attributes:
-        table: `operations` or `positions`.
+        table: Which; `receipts.tables` has their columns.
         file: Beside the receipt, named by its hash.
         sha256: Of the file.
         bytes: Its size.
         rows: Number of rows.
     """
 
-    table: Literal["operations", "positions"]
+    table: Literal["operations", "positions", "profiles", "tokens"]
     file: RowsFile
     sha256: Sha256
     bytes: Count

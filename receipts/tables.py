@@ -14,7 +14,13 @@ from typing import Any
 from receipts.codec import MAX_SAFE, Anything, plain
 from receipts.errors import ReceiptError
 
-#: Column → kind. `text`, `integer`, `flag`; `measured` is a finite number or null; `place` an integer or null.
+#: Column → kind. `text`, `integer`, `flag`; `measured` is a finite number or null; `place` an integer or null;
+#: `amounts` is an array of measured, `counts` one of integers.
+#:
+#: `profiles` says more of each row of `operations`: `errors` is max_abs_err / max_abs_ref by position (three digits),
+#: `ours` and `theirs` are histograms of the values over max_abs_ref, in `BINS`.
+#: `tokens` lists what both sides evaluated: the prompt, then the reference's continuation; `ours` is what the engine
+#: chose in that place, null in the prompt.
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "operations": {
         "lane": "text",
@@ -42,7 +48,29 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "margin": "measured",
         "floor": "measured",
     },
+    "profiles": {
+        "lane": "text",
+        "case": "text",
+        "tap": "text",
+        "layer": "integer",
+        "errors": "amounts",
+        "ours": "counts",
+        "theirs": "counts",
+    },
+    "tokens": {
+        "lane": "text",
+        "case": "text",
+        "position": "integer",
+        "id": "integer",
+        "text": "text",
+        "ours": "place",
+        "ours_text": "text",
+    },
 }
+#: Edges of histograms above 0, as shares of the largest value of the reference; below 0 they are mirrored, so that
+#: there is one bin more than edges. The outermost bins are open.
+EDGES = tuple(4.0**-k for k in range(8, 0, -1))
+BINS = 2 * len(EDGES) + 1
 Row = dict[str, Any]
 #: Kind → types that fit without a closer look. Numbers always get one: they may be NaN or too large.
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -51,7 +79,10 @@ _PLAIN: Mapping[str, tuple[type, ...]] = {
     "integer": (),
     "measured": (NoneType,),
     "place": (NoneType,),
+    "amounts": (),
+    "counts": (),
 }
+_ELEMENT = {"amounts": "measured", "counts": "integer"}
 
 
 def rows_of(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -84,6 +115,8 @@ def rows_of(table: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
 
 
 def _cell(kind: str, value: Anything, path: str) -> Anything:
+    if kind in _ELEMENT and isinstance(value, list | tuple):
+        return [_cell(_ELEMENT[kind], item, f"{path}[{i}]") for i, item in enumerate(value)]
     value = plain(value)
     if type(value) in _PLAIN[kind]:
         return value

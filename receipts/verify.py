@@ -19,6 +19,7 @@ import receipts.check_agreement
 import receipts.check_files
 import receipts.check_lanes
 import receipts.check_ledger
+import receipts.check_profiles
 import receipts.check_runs
 import receipts.check_speed
 import receipts.check_subject

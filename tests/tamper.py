@@ -213,17 +213,12 @@ def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Js
     if how == "of another run":
         rows = json.loads(foreign.raw_tables[i])
     elif how == "of the other kind":
-        rows = json.loads(source.raw_tables[1 - i])
+        rows = json.loads(source.raw_tables[(i + 1) % len(tables)])
     else:
         rows = list(source.tables[i])
         j = rng.randrange(len(rows))
         if how == "a row changed":
-            name = rng.choice(
-                [n for n, v in rows[j].items() if isinstance(v, float) and v] or ["max_abs_err", "max_abs"]
-            )
-            if name not in rows[j]:
-                name = "max_abs"
-            rows[j] = rows[j] | {name: (rows[j][name] or 1.0) * rng.choice([0.01, 0.5, 3.0, 1e6])}
+            rows[j] = _changed(rows[j], rng)
         elif how == "rows dropped":
             del rows[j : j + rng.randint(1, 50)]
         else:
@@ -238,6 +233,21 @@ def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Js
     except ReceiptError as error:
         tables[i] = error
     return data, tuple(tables), how
+
+
+def _changed(row: Json, rng: random.Random) -> Json:
+    """A row with one of its numbers another: a measured one, or else the largest of an array, or an id."""
+    factor = rng.choice([0.01, 0.5, 3.0, 1e6])
+    if measured := [name for name, value in row.items() if isinstance(value, float)]:
+        name = rng.choice([name for name in measured if row[name]] or measured)
+        return row | {name: (row[name] or 1.0) * factor}
+    name = rng.choice([name for name, value in row.items() if isinstance(value, list)] or ["id"])
+    if name == "id":
+        return row | {"id": row["id"] + 1}
+    values = list(row[name])
+    at = values.index(max(values, key=lambda value: value or 0.0))
+    values[at] = round((values[at] or 1.0) * factor) if name != "errors" else (values[at] or 1.0) * factor
+    return row | {name: values}
 
 
 def spliced(source: Original, foreign: Original, rng: random.Random) -> tuple[Json, str] | None:

@@ -80,6 +80,34 @@ def test_a_case(engine):
     assert list(top.logits) == sorted(top.logits, reverse=True)
 
 
+class Walked:
+    """What a lane knows of its tokens."""
+
+    plan = type("Plan", (), {"name": "a lane"})
+    cases = (CASE,)
+
+    def __init__(self, original, choices):
+        self.original, self.choices = original, choices
+
+
+def test_tokens_of_both_sides(engine):
+    rows = evidence.token_rows(Walked(engine, {CASE.name: ((300, 301), (300, 5))}))
+    assert [row["id"] for row in rows] == [*CASE.ids, 300, 301]
+    assert [row["ours"] for row in rows] == [*(None for _ in CASE.ids), 300, 5]
+    assert [row["position"] for row in rows] == list(range(len(CASE.ids) + 2))
+    text = engine.model.tokenizer.decode([300], continuation=True)
+    assert rows[-2]["text"] == rows[-2]["ours_text"] == text
+    assert rows[0]["ours_text"] == ""
+    prompt = evidence.token_rows(Walked(engine, {}))
+    assert [row["id"] for row in prompt] == list(CASE.ids)
+
+
+def test_tokens_without_a_tokenizer_have_no_text():
+    bare = EngineRunner(MODEL, n_threads=1)
+    bare.model.gguf.metadata = {k: v for k, v in bare.model.gguf.metadata.items() if not k.startswith("tokenizer.")}
+    assert {row["text"] for row in evidence.token_rows(Walked(bare, {}))} == {""}
+
+
 def test_the_same_bits_on_other_threads_in_other_batches_and_again(engine):
     trials = evidence.determinism_trials(engine, CASE, lambda n: EngineRunner(MODEL, n_threads=n))
     assert [(t.what, t.settings, t.equal) for t in trials] == [

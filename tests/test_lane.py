@@ -10,7 +10,8 @@ from bitnet.config import Numerics
 from crossval.case import Case
 from crossval.engine import EngineRunner
 from crossval.lane import Lane
-from crossval.metrics import ShapeMismatchError
+from crossval.metrics import ShapeMismatchError, histogram
+from receipts.tables import BINS
 from reference.runner import Observation, ReferenceFailedError, Request
 
 IDS = (1, 45, 300, 7)
@@ -83,3 +84,11 @@ def test_the_oracle_follows_the_lanes_numerics():
     assert floats.integer_oracle().info.numerics["activation"] == "int8_token"
     assert floats.integer_oracle() is floats.integer_oracle()
     assert plain.oracle_key == "oracle · liar"
+
+
+def test_a_histogram_counts_what_is_finite_by_its_share():
+    values = np.array([[1.0, -1.0, 0.2, 0.0], [np.nan, np.inf, 1e-9, -3.0]], np.float32)
+    counts = histogram(values, 1.0)
+    assert (len(counts), sum(counts)) == (BINS, 6)
+    assert (counts[0], counts[-1], counts[-2], counts[BINS // 2]) == (2, 1, 1, 2)
+    assert histogram(np.zeros((2, 3), np.float32), 0.0)[BINS // 2] == 6

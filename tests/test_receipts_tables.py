@@ -5,16 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fixtures.receipts.sample import operations, positions
+from fixtures.receipts.sample import operations, positions, profiles, tokens
 from receipts.errors import ReceiptError
 from receipts.tables import rows_of
 
 ROW = operations("a lane")[0]
 
 
-@pytest.mark.parametrize(("table", "rows"), [("operations", operations("l")), ("positions", positions("l"))])
-def test_round_trip(table, rows):
-    assert rows_of(table, rows) == rows
+@pytest.mark.parametrize("rows", [operations, positions, profiles, tokens])
+def test_round_trip(rows):
+    assert rows_of(rows.__name__, rows("l")) == rows("l")
+
+
+def test_arrays_are_checked_element_by_element():
+    row = profiles("l")[0]
+    [checked] = rows_of("profiles", [row | {"errors": (np.float32(0.5), None), "ours": (np.int64(3),)}])
+    assert (checked["errors"], checked["ours"]) == ([0.5, None], [3])
+    for column, value, path in (("errors", [0.1, "x"], "errors[1]"), ("ours", [0.5], "ours[0]"), ("ours", 3, "ours")):
+        with pytest.raises(ReceiptError) as caught:
+            rows_of("profiles", [row | {column: value}])
+        assert caught.value.path == f"profiles[0].{path}"
 
 
 def test_numpy_scalars_become_pythons_own():

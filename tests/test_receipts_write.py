@@ -24,7 +24,7 @@ def test_round_trip(tmp_path):
     path = tmp_path / "ci" / "inference.json"
     written = write(sample.full(), path, ROWS)
     assert read(path) == written
-    assert [side.table for side in written.side_files] == ["operations", "positions"]
+    assert [side.table for side in written.side_files] == list(ROWS)
 
 
 def test_side_files_are_named_by_their_hash(tmp_path):

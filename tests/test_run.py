@@ -20,6 +20,7 @@ from crossval.plan import ORACLE_RUNGS, RECORDED_RUNGS
 from crossval.run import Run, run
 from crossval.verdict import exit_code
 from receipts import ReceiptError
+from receipts.tables import COLUMNS
 from receipts.verify import verify
 from reference.llama_cpp_build import ensure_library
 from reference.oracle import Oracle
@@ -82,7 +83,7 @@ def test_everything_passes(tmp_path, lanes):
     assert receipt.deterministic
     assert [trial.what for trial in receipt.determinism] == ["threads", "repeat", "batch"]
     assert receipt.compute_path == "real"
-    assert {side.table for side in receipt.side_files} == {"operations", "positions"}
+    assert {side.table for side in receipt.side_files} == set(COLUMNS)
     assert [record.passed for record in receipt.accuracy] == [True]
     assert {lane.noise_floor.how for lane in receipt.lanes} == {
         "the oracle with itself, what float32 leaves open moved by one unit in the last place"
