@@ -84,7 +84,7 @@ def histogram(values: Float32, scale: float) -> list[int]:
     """How many values lie in each bin of `receipts.tables`, as shares of `scale`; what is not finite is in none."""
     shares = values[np.isfinite(values)].astype(np.float64) / (scale or 1.0)
     edges = np.array([-edge for edge in reversed(EDGES)] + list(EDGES))
-    return np.bincount(np.searchsorted(edges, shares), minlength=BINS).tolist()
+    return [int(count) for count in np.bincount(np.searchsorted(edges, shares.ravel()), minlength=BINS)]
 
 
 def relative_l2(ours: Float32, theirs: Float32) -> Float64:

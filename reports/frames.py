@@ -23,6 +23,8 @@ RUNG_COLUMNS = ("lane", "rung", "outcome", "metric", "measured", "limit", "compa
 LANE_COLUMNS = ("lane", "model", "reference", "required", "outcome", "climbed", "floor_metric", "floor", "floor_how")
 OPERATION_COLUMNS = tuple(COLUMNS["operations"])
 POSITION_COLUMNS = (*COLUMNS["positions"], "near_tie")
+PROFILE_COLUMNS = tuple(COLUMNS["profiles"])
+TOKEN_COLUMNS = tuple(COLUMNS["tokens"])
 PERFORMANCE_COLUMNS = ("model", "what", "engine", "threads", "tokens", "run", "seconds", "tokens_per_second", "median")
 CASE_COLUMNS = ("case", "model", "prompt_tokens", "generated_tokens", "logits_sha256")
 _NUMBERS = ("ratio", "limit", "max_abs_err", "max_abs_ref", "rel_l2", "max_abs", "kl", "margin", "floor")
@@ -39,6 +41,8 @@ class Frames:
         positions: One row per lane, case and position, `POSITION_COLUMNS`; `near_tie` is where the two engines
             chose different tokens and noise explains it; `floor` is how far an engine differs from itself there,
             relative L2.
+        profiles: One row per row of `operations`, `PROFILE_COLUMNS`: its errors by position, and histograms.
+        tokens: One row per lane, case and position, `TOKEN_COLUMNS`: what both sides evaluated.
         performance: One row per timed run, `PERFORMANCE_COLUMNS`; `median` repeats in all runs of a measurement.
         cases: One row per case, `CASE_COLUMNS`.
     """
@@ -47,6 +51,8 @@ class Frames:
     lanes: pd.DataFrame
     operations: pd.DataFrame
     positions: pd.DataFrame
+    profiles: pd.DataFrame
+    tokens: pd.DataFrame
     performance: pd.DataFrame
     cases: pd.DataFrame
 
@@ -65,27 +71,33 @@ def load(path: str | PathLike[str]) -> tuple[Receipt, Frames]:
     """
     path = Path(path)
     receipt = receipts.read(path)
-    tables: dict[str, list[Mapping[str, Any]]] = {"operations": [], "positions": []}
+    tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in COLUMNS}
     for side_file in receipt.side_files:
         tables[side_file.table].extend(receipts.read_table(path, side_file))
-    return receipt, frames(receipt, operations=tables["operations"], positions=tables["positions"])
+    return receipt, frames(receipt, **tables)
 
 
 def frames(
-    receipt: Receipt, *, operations: Sequence[Mapping[str, Any]] = (), positions: Sequence[Mapping[str, Any]] = ()
+    receipt: Receipt,
+    *,
+    operations: Sequence[Mapping[str, Any]] = (),
+    positions: Sequence[Mapping[str, Any]] = (),
+    profiles: Sequence[Mapping[str, Any]] = (),
+    tokens: Sequence[Mapping[str, Any]] = (),
 ) -> Frames:
     """The tables of a receipt whose side files were read already.
 
     Args:
         receipt: The receipt.
-        operations: Rows of its `operations` side files.
-        positions: Rows of its `positions` side files.
+        operations, positions, profiles, tokens: Rows of its side files of these names.
     """
     return Frames(
         rungs=_frame([row for lane in receipt.lanes for row in _rungs(lane)], RUNG_COLUMNS),
         lanes=_frame([_lane(lane) for lane in receipt.lanes], LANE_COLUMNS),
         operations=_frame(operations, OPERATION_COLUMNS),
         positions=_frame(_with_near_ties(receipt, positions), POSITION_COLUMNS),
+        profiles=_frame(profiles, PROFILE_COLUMNS),
+        tokens=_frame(tokens, TOKEN_COLUMNS),
         performance=_frame(_runs(receipt), PERFORMANCE_COLUMNS),
         cases=_frame(_cases(receipt), CASE_COLUMNS),
     )

@@ -230,6 +230,40 @@ def operation_rows(n_layer=4):
     return rows
 
 
+def profile_rows():
+    """Errors by position and histograms of the rows of operations."""
+    return [
+        {name: row[name] for name in ("lane", "case", "tap", "layer")}
+        | {
+            "errors": [float(f"{row['ratio'] * share:.3g}") for share in (0.1, 0.5, 0.0, 1.0, 0.2)],
+            "ours": [9, *[160] * 7, 311, *[160] * 7, 0],
+            "theirs": [8, *[150] * 7, 451, *[150] * 7, 1],
+        }
+        for row in operation_rows()
+    ]
+
+
+def token_rows():
+    """A prompt of five and three more tokens in each lane that reached the greedy rung."""
+    rows = []
+    for item in lanes():
+        reached = item.rung("greedy").outcome == "pass"
+        for position in range(8 if reached else 5):
+            token, ours = 40 + position, 40 + position + (position == 6 and bool(item.rung("greedy").near_ties))
+            rows.append(
+                {
+                    "lane": item.name,
+                    "case": "story",
+                    "position": position,
+                    "id": token,
+                    "text": f" word{token}",
+                    "ours": ours if position >= 5 else None,
+                    "ours_text": f" word{ours}" if position >= 5 else "",
+                }
+            )
+    return rows
+
+
 def position_rows():
     random.seed(11)
     rows = []
@@ -454,11 +488,15 @@ def write(folder, lanes=None):
     """The receipt in a file with its side files, of all lanes or of some; its path."""
     path = folder / "inference.json"
     names = {item.name for item in lanes or ()}
-    operations, positions = (
-        [row for row in rows if not names or row["lane"] in names] for rows in (operation_rows(), position_rows())
-    )
+    tables = {
+        "operations": operation_rows(),
+        "positions": position_rows(),
+        "profiles": profile_rows(),
+        "tokens": token_rows(),
+    }
     made = receipt(lanes=lanes) if lanes else receipt()
-    receipts.write(made, path, {"operations": operations, "positions": positions})
+    mine = {name: [row for row in rows if not names or row["lane"] in names] for name, rows in tables.items()}
+    receipts.write(made, path, mine)
     return path
 
 

@@ -31,7 +31,9 @@ def test_side_files_are_read_with_the_receipt(tmp_path):
     receipt, tables = load(sample.write(tmp_path))
     assert len(tables.operations) == len(sample.operation_rows())
     assert tuple(tables.operations.columns) == OPERATION_COLUMNS
-    assert [file.table for file in receipt.side_files] == ["operations", "positions"]
+    assert [file.table for file in receipt.side_files] == ["operations", "positions", "profiles", "tokens"]
+    assert len(tables.profiles) == len(tables.operations)
+    assert len(tables.tokens) == len(sample.token_rows())
 
 
 def test_a_near_tie_marks_exactly_its_position(tmp_path):
