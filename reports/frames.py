@@ -89,7 +89,10 @@ def frames(
 
     Args:
         receipt: The receipt.
-        operations, positions, profiles, tokens: Rows of its side files of these names.
+        operations: Rows of its side file of that name.
+        positions: Likewise.
+        profiles: Likewise.
+        tokens: Likewise.
     """
     return Frames(
         rungs=_frame([row for lane in receipt.lanes for row in _rungs(lane)], RUNG_COLUMNS),
