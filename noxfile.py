@@ -42,8 +42,8 @@ def crossval(session: nox.Session) -> None:
     before = modified(RECEIPT)
     code = code_of(session, "crossval", "run", "--no-hf", *session.posargs)
     if modified(RECEIPT) != before:  # a comparison that failed is shown too, one that never ran is not
-        built = code_of(session, "reports", "build", str(RECEIPT), "--out", "build/crossval")
         shown = code_of(session, "reports", "table", str(RECEIPT))
+        built = code_of(session, "reports", "build", str(RECEIPT), "--out", "build/crossval")
         code = code or built or shown
     leave(code)
 

@@ -26,10 +26,12 @@ ReceiptPath = Annotated[Path, typer.Argument(help="The receipt.", metavar="RECEI
 def build(
     receipt: ReceiptPath = Path("ci/inference.json"),
     out: Annotated[Path, typer.Option(help="The report folder.")] = Path("build/crossval"),
+    repro: Annotated[Path, typer.Option(help="Folder of the reproductions that are linked.")] = Path("build/repro"),
 ) -> None:
-    """Write report.md and the four pictures (PNG and SVG)."""
-    made = write_report(receipt, out)
+    """Write report.html (one file, no network), report.md and the four pictures (PNG and SVG)."""
+    made = write_report(receipt, out, repro=repro)
     print(f"wrote {made.page} and {len(made.pictures)} pictures")
+    print(f"report: {made.html}")
 
 
 @app.command(name="table")

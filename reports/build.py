@@ -1,17 +1,20 @@
-"""The report folder: a page and its pictures, each file whole or as it was."""
+"""The report folder: the page for a browser, the same as Markdown, and its pictures, each file whole or as it was."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import receipts
+from receipts.read import MAX_RECEIPT_BYTES, contents, parse
 from receipts.record import Receipt
 from reports import markdown, sentences
+from reports.crossval_page import crossval_page
 from reports.frames import Frames, load
 
 if TYPE_CHECKING:
@@ -43,15 +46,19 @@ class ReportPaths:
     Attributes:
         folder: The report folder.
         page: `report.md`.
+        html: `report.html`, which needs nothing beside it.
         pictures: Name → PNG; an SVG of the same name lies beside each.
     """
 
     folder: Path
     page: Path
+    html: Path
     pictures: dict[str, Path]
 
 
-def write_report(receipt_path: str | PathLike[str], out: str | PathLike[str]) -> ReportPaths:
+def write_report(
+    receipt_path: str | PathLike[str], out: str | PathLike[str], *, repro: str | PathLike[str] = "build/repro"
+) -> ReportPaths:
     """Writes the report of a receipt.
 
     Everything is made beside the folder's files first and moved into place at the end, the page last, so that a
@@ -60,6 +67,7 @@ def write_report(receipt_path: str | PathLike[str], out: str | PathLike[str]) ->
     Args:
         receipt_path: The receipt; its side files lie beside it.
         out: The report folder, made if it is missing. Other files in it are left alone.
+        repro: Folder of the reproductions that were made; those of this receipt's lanes are linked.
 
     Returns:
         Paths of what was written.
@@ -73,7 +81,7 @@ def write_report(receipt_path: str | PathLike[str], out: str | PathLike[str]) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as beside:
-            made = _make(receipt, tables, Path(beside))
+            made = _make(receipt, tables, Path(beside), reproductions(receipt, Path(repro), folder))
             for file in made:
                 file.replace(folder / file.name)
     except OSError as error:
@@ -84,7 +92,10 @@ def write_report(receipt_path: str | PathLike[str], out: str | PathLike[str]) ->
         ) from None
     names = pictures(receipt, tables)
     return ReportPaths(
-        folder=folder, page=folder / "report.md", pictures={name: folder / f"{name}.png" for name in names}
+        folder=folder,
+        page=folder / "report.md",
+        html=folder / "report.html",
+        pictures={name: folder / f"{name}.png" for name in names},
     )
 
 
@@ -101,7 +112,26 @@ def pictures(receipt: Receipt, tables: Frames) -> dict[str, Callable[[], Figure]
     }
 
 
-def _make(receipt: Receipt, tables: Frames, folder: Path) -> list[Path]:
+def reproductions(receipt: Receipt, folder: Path, seen_from: Path) -> dict[str, str]:
+    """Lane → the folder that shows its defect, as a path relative to another folder.
+
+    A reproduction is a folder with a `case.json` whose title names the lane.
+    """
+    found: dict[str, str] = {}
+    names = sorted((lane.name for lane in receipt.lanes if lane.located), key=len)
+    for case in sorted(folder.glob("*/case.json")):
+        try:
+            record = parse(contents(case, MAX_RECEIPT_BYTES), str(case))
+        except receipts.ReceiptError:
+            continue  # not one of ours
+        title = record.get("title") if isinstance(record, dict) else None
+        for name in names:
+            if isinstance(title, str) and name in title:  # of two names, the longer one comes last and stays
+                found[name] = os.path.relpath(case.parent, seen_from).replace(os.sep, "/") + "/"
+    return found
+
+
+def _make(receipt: Receipt, tables: Frames, folder: Path, repro: Mapping[str, str]) -> list[Path]:
     from reports.figures.canvas import save
 
     made = []
@@ -110,4 +140,6 @@ def _make(receipt: Receipt, tables: Frames, folder: Path) -> list[Path]:
         made += save(draw(), folder / name)
     page = folder / "report.md"
     page.write_text(markdown.page(receipt, {name: f"{name}.png" for name in drawn}), encoding="utf-8")
-    return [*made, page]
+    html = folder / "report.html"
+    html.write_text(crossval_page(receipt, tables, repro), encoding="utf-8")
+    return [*made, page, html]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 
 import receipts
@@ -498,6 +499,37 @@ def write(folder, lanes=None):
     mine = {name: [row for row in rows if not names or row["lane"] in names] for name, rows in tables.items()}
     receipts.write(made, path, mine)
     return path
+
+
+#: What a stranger could put where a word stands; each is different, so that a test can say which one was run.
+NASTY = {
+    "tiny-relu2": "<script>window.hit='lane'</script>",
+    "story": "</script><script>window.hit='data'</script><!--",
+    "ffn_act": "\"onmouseover=\"window.hit='attribute'",
+    " word4": "<img src=x onerror=window.hit='token'>",
+    "computes SiLU": "\u202ecomputes\u2066 \u0007 SiLU </title></style>{{ 7 * 7 }}",
+    "A CPU": "javascript:window.hit='cpu'",
+    "The engine computes": "<!--<script>\u2028 &lt;b&gt; ]]>",
+}
+
+
+def hostile(folder):
+    """The receipt of `write` with hostile words in names, sentences, prompts and tokens; its path."""
+    path = write(folder)
+    data, tables = json.loads(path.read_text("utf-8")), {}
+    for side in data["side_files"]:
+        tables[side["table"]] = nasty(json.loads((folder / side["file"]).read_text("utf-8")))
+    made = receipts.Receipt.from_dict(nasty(data))
+    receipts.write(made, path, tables)
+    return path
+
+
+def nasty(data):
+    """JSON types with the words of `NASTY` replaced."""
+    text = json.dumps(data)
+    for word, replacement in NASTY.items():
+        text = text.replace(word, json.dumps(replacement)[1:-1])
+    return json.loads(text)
 
 
 def empty():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import reports_sample as sample
 
@@ -14,7 +16,8 @@ FILES = {f"{name}.{kind}" for name in ("ladder", "operations", "drift", "through
 
 def test_a_page_and_four_pictures_are_written(tmp_path):
     made = write_report(sample.write(tmp_path, sample.lanes()[:1]), tmp_path / "deep" / "report")
-    assert {path.name for path in made.folder.iterdir()} == {"report.md", *FILES}
+    assert {path.name for path in made.folder.iterdir()} == {"report.html", "report.md", *FILES}
+    assert made.html.read_text(encoding="utf-8").startswith("<!doctype html>")
     page = made.page.read_text(encoding="utf-8")
     for name, path in made.pictures.items():
         assert path.is_file()
@@ -43,6 +46,24 @@ def test_a_failure_leaves_the_old_report_and_nothing_beside_it(tmp_path, monkeyp
         "report.md": "the old one",
         "mine.txt": "not ours",
     }
+
+
+def test_reproductions_are_found_by_the_lane_in_their_title(tmp_path):
+    receipt = sample.receipt()
+    [wrong, other] = [lane.name for lane in receipt.lanes if lane.located]
+    for name, content in {
+        "one": json.dumps({"title": f"{wrong}: ffn_act of layer 0"}),
+        "two": json.dumps({"title": "of nobody"}),
+        "three": "not json",
+        "four": json.dumps([1]),
+        "five": json.dumps({"title": 5}),
+    }.items():
+        (tmp_path / "repro" / name).mkdir(parents=True)
+        (tmp_path / "repro" / name / "case.json").write_text(content)
+    found = build.reproductions(receipt, tmp_path / "repro", tmp_path / "build" / "crossval")
+    assert found == {wrong: "../../repro/one/"}
+    assert other not in found
+    assert build.reproductions(receipt, tmp_path / "nothing", tmp_path) == {}
 
 
 def test_a_damaged_receipt_writes_nothing(tmp_path):

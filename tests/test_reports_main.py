@@ -20,7 +20,9 @@ def run(monkeypatch, *arguments):
 def test_build_writes_the_folder(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "build", sample.write(tmp_path, sample.lanes()[:1]), "--out", tmp_path / "out") == 0
     assert (tmp_path / "out" / "report.md").is_file()
-    assert "report.md and 4 pictures" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "report.md and 4 pictures" in out
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
 
 
 def test_table_and_summary_print(tmp_path, monkeypatch, capsysbinary):
