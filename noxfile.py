@@ -66,7 +66,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
     install(session, "test")
     use_llama_cpp(session)
-    everything = ("-m", "not hf and not neon", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    everything = ("-m", "not hf and not neon and not browser", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
     session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
@@ -154,6 +154,16 @@ def neon(session: nox.Session) -> None:
             )
     install(session, "test")
     session.run("python", "-m", "pytest", "-m", "neon", *session.posargs)
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Open the HTML pages in a headless Chromium (Debian: chromium chromium-driver); pictures go to build/browser/."""
+    for program in ("chromium", "chromedriver"):
+        if shutil.which(program) is None:
+            session.skip(f"{program} is not installed: apt-get install chromium chromium-driver")
+    install(session, "browser")
+    session.run("python", "-m", "pytest", "-m", "browser", "tests/test_browser.py", *session.posargs)
 
 
 @nox.session(default=False)

@@ -80,7 +80,11 @@ function drawMap() {
   });
   keys(grid, {
     move: (cell) => choose(cells.get(cell.dataset.cell)),
-    enter: () => document.querySelector("#positions [aria-selected='true'], #positions [data-cell]")?.focus(),
+    enter: (cell) => {
+      const worst = document.querySelector("#positions [aria-selected='true']");
+      const first = document.querySelector(`#positions [data-cell$=" ${Number(cell.dataset.cell.split(" ").pop())}"]`);
+      (worst ?? first)?.focus();
+    },
     escape: () => at("lane").focus(),
   });
   const found = lane().located;
