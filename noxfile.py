@@ -66,7 +66,13 @@ def tests(session: nox.Session) -> None:
     """Run all tests, or what is asked for: nox -s tests -- -m "not slow"."""
     install(session, "test")
     use_llama_cpp(session)
-    everything = ("-m", "not hf and not neon and not browser", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile")
+    everything = (
+        "-m",
+        "not hf and not neon and not browser",
+        "--numprocesses=logical",
+        "--maxprocesses=4",
+        "--dist=loadfile",
+    )
     session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
