@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 import psutil
 
 from bitnet.architecture import read_config
 from bitnet.bitnet_model import BitNetModel
-from bitnet.config import Numerics
+from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import UsageError
 from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import open_model
-from bitnet.kernels import kernels
+from bitnet.kernels import check_device, kernels
 from bitnet.kernels.variants import PLAIN, choose, for_blocks
 from bitnet.limits import check_room
 from bitnet.linear import Backend
 from bitnet.model import network
+from bitnet.packed_cache import Entry
+from bitnet.packed_cache import entry as packed_entry
+from bitnet.packed_cache import formats as kept_formats
 from bitnet.runtime import Runtime, pool_pages
 from bitnet.weights import Weights, read_weights
 
@@ -53,6 +57,19 @@ def _is_ternary_valued(matrix: object) -> bool:
     return len(np.unique(magnitude[magnitude != 0])) == 1
 
 
+def _read(gguf: GGUF, config: ModelConfig, place: Entry | None, device: str) -> tuple[Weights, bool]:
+    """The weights, and whether they are packed ones of an earlier start."""
+    kept = place.open() if place is not None else None
+    kernels(device)  # importing takes as long as checking what was kept, which other threads do meanwhile
+    if place is None or kept is None:
+        return read_weights(gguf, config), False
+    weights = read_weights(gguf, config, kept_formats(kept), kept.matrices)
+    if kept.sound():
+        return weights, True
+    place.discard()
+    return read_weights(gguf, config), False
+
+
 def load(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -62,6 +79,8 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     cache_bytes: int | None = None,
     isa: str | None = None,
+    packed_cache: bool = True,
+    on_packing: Callable[[int, int], None] = lambda *_: None,
 ) -> BitNetModel:
     """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
@@ -75,6 +94,9 @@ def load(
             system commits it as it is used.
         isa: Which kernels multiply ternary weights (`bitnet.kernels.variants`); default BITNET_ISA, else the best that
             this machine runs. Results do not depend on it.
+        packed_cache: Whether packed weights may be kept for the next start, and taken from there; see
+            `bitnet.packed_cache`. Results do not depend on it.
+        on_packing: Told how many matrices are packed, of how many.
 
     Raises:
         UsageError: No path, or a device, a thread count or kernels without meaning here.
@@ -86,19 +108,22 @@ def load(
     if not path:
         raise UsageError("no model is named", remedy="give a path, or set BITNET_GGUF")
     device = device or os.environ.get("BITNET_DEVICE") or "cpu"
-    kernels(device)
+    check_device(device)
     variant = choose(isa) if device == "cpu" else PLAIN
+    if numerics is not None and numerics.activation == "q8_k":
+        variant = for_blocks(variant)
     if n_threads is not None and n_threads < 1:
         raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
     gguf = open_model(path)
     config, notices = read_config(gguf)
     check_room(gguf.n_bytes)
-    weights = read_weights(gguf, config)
+    place = packed_entry(gguf, variant.layout) if packed_cache else None
+    weights, kept = _read(gguf, config, place, device)
     chosen = numerics or default_numerics(gguf, weights)
-    if chosen.activation == "q8_k":
-        variant = for_blocks(variant)
     backend = Backend(device, n_threads or default_threads(), variant)
-    weights = weights.packed(backend)
+    weights = weights.packed(backend, on_packing)
+    if place is not None and not kept:
+        place.keep(weights)
     gguf.release()
     net = network(gguf, config, weights, backend, chosen)
     if cache_bytes is not None:

@@ -7,7 +7,7 @@ are never a plain list given to `generate`: they have a method of their own, `ge
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
@@ -48,6 +48,8 @@ class LoadOptions(TypedDict, total=False):
     tokenizer: str | os.PathLike[str] | None
     cache_bytes: int | None
     isa: str | None
+    packed_cache: bool
+    on_packing: Callable[[int, int], None]
 
 
 class BitNetModel:

@@ -64,6 +64,7 @@ class GGUF:
     Attributes:
         path: As given.
         paths: Every file of the model, in order; one where it is not split.
+        identities: What `identity` says of each since it was opened.
         version: Of the format, 2 or 3.
         alignment: Of tensors, bytes.
         metadata: Value of every key: str, bool, int, float, numpy arrays of numbers, `StringArray` for strings
@@ -96,7 +97,7 @@ class GGUF:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.notices = tuple(notices)
         self._data = tuple(np.frombuffer(file.data, np.uint8) for file in files)
-        self._identities = tuple(file.identity for file in files)
+        self.identities = tuple(file.identity for file in files)
         self._sha256: str | None = None
 
     def __repr__(self) -> str:
@@ -183,9 +184,9 @@ class GGUF:
 
     def _check_unchanged(self, shard: int) -> None:
         """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
-        path, opened = self.paths[shard], self._identities[shard]
+        path, opened = self.paths[shard], self.identities[shard]
         try:
-            now = _identity(path.stat())
+            now = identity(path.stat())
         except OSError:
             return
         if now[:2] == opened[:2] and now != opened:
@@ -204,7 +205,8 @@ def release_pages(mapped: NDArray[np.uint8]) -> None:
         memory.madvise(mmap.MADV_DONTNEED)
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another, and from itself after a change: device, inode, size, time of modification."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -253,4 +255,4 @@ def _open(path: Path) -> _File:
     header = parse(data, str(path))
     if hasattr(mmap, "MADV_DONTNEED"):
         data.madvise(mmap.MADV_DONTNEED, 0, header.end)  # its pages were copied, and need not stay in memory
-    return _File(path, data, _identity(status), header)
+    return _File(path, data, identity(status), header)

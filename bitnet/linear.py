@@ -200,7 +200,7 @@ class Backend:
         """A ternary matrix in the layout of this backend's kernels."""
         if matrix.tiles.layout == self.variant.layout:
             return matrix
-        tiles = row_tiles.pack(matrix.codes, self.variant.layout, n_threads=self.n_threads)
+        tiles = row_tiles.pack(matrix.codes, self.variant.layout)
         n_bytes = tiles.data.nbytes + (0 if matrix.block_scale is None else matrix.block_scale.nbytes)
         return replace(matrix, tiles=tiles, n_bytes=n_bytes)
 

@@ -11,6 +11,7 @@ from bitnet import hub_cache
 from bitnet.api import default_threads
 from bitnet.errors import BitNetError
 from bitnet.limits import batch_size, memory_limit
+from bitnet.packed_cache import limit as packed_limit
 
 Origin = Literal["flag", "variable", "default"]
 
@@ -57,6 +58,10 @@ def _together() -> str:
     return str(batch_size())
 
 
+def _packed() -> str:
+    return str(packed_limit())
+
+
 def _offline() -> str:
     return "1" if hub_cache.offline() else "0"
 
@@ -82,6 +87,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "BITNET_CPP_DIR": ("a build of bitnet.cpp to compare with", _text(None)),
     "BITNET_MEMORY_LIMIT": ("bytes that models and caches may take", _memory),
     "BITNET_BATCH_SIZE": ("prompts that are evaluated together", _together),
+    "BITNET_PACKED_CACHE": ("bytes of packed weights kept for the next start; 0: none", _packed),
     "HF_HOME": ("where the Hub's files are kept", _home),
     "HF_TOKEN": ("for private and gated repositories", _text(None)),
 }
@@ -93,6 +99,7 @@ _CHECKED: dict[str, Callable[[], str | None]] = {
     "BITNET_OFFLINE": _offline,
     "BITNET_MEMORY_LIMIT": _memory,
     "BITNET_BATCH_SIZE": _together,
+    "BITNET_PACKED_CACHE": _packed,
 }
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from bitnet.gguf import GGUF, GGMLType, TensorInfo
 from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import Backend, DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
 from bitnet.weight_statistics import constant_fault
+
+if TYPE_CHECKING:
+    from bitnet.packed_file import PackedMatrix
 
 #: Types whose float data a kernel reads in place, and the element type the kernel expects.
 _DENSE: dict[GGMLType, type[np.generic]] = {
@@ -88,17 +93,29 @@ class Weights:
         """Bytes of weights read for one token: all projections and the head."""
         return sum(m.n_bytes for m in self.projections()) + self.head.n_bytes
 
-    def packed(self, backend: Backend) -> Weights:
-        """The same, ternary matrices in the layout that the backend's kernels read."""
+    def packed(self, backend: Backend, done: Callable[[int, int], None] = lambda *_: None) -> Weights:
+        """The same, ternary matrices in the layout that the backend's kernels read.
 
-        def one(value: object) -> object:
-            return backend.pack(value) if isinstance(value, TernaryMatrix) else value
+        Args:
+            backend: Its threads take a matrix each.
+            done: Told how many matrices are packed, of how many.
+        """
+        layout = backend.variant.layout
+        loose = [m for m in self.projections() if isinstance(m, TernaryMatrix) and m.tiles.layout != layout]
+        packed: dict[str, Matrix] = {}
+        with ThreadPoolExecutor(backend.n_threads, thread_name_prefix="bitnet-pack") as pool:
+            for matrix in pool.map(backend.pack, loose):
+                packed[matrix.name] = matrix
+                done(len(packed), len(loose))
 
         def layer(old: Layer) -> Layer:
-            changed: dict[str, Any] = {f.name: one(getattr(old, f.name)) for f in fields(old)}
+            changed: dict[str, Any] = {}
+            for field in fields(old):
+                value = getattr(old, field.name)
+                changed[field.name] = packed.get(value.name, value) if isinstance(value, Matrix) else value
             return replace(old, **changed)
 
-        return replace(self, layers=tuple(layer(old) for old in self.layers))
+        return replace(self, layers=tuple(layer(old) for old in self.layers)) if packed else self
 
     def digest(self) -> str:
         """sha256 over the decoded ternary weights (codes and scales), equal for every lossless container of them."""
@@ -120,9 +137,10 @@ class Weights:
 class TensorReader:
     """Takes tensors out of a file, remembering which were asked for."""
 
-    def __init__(self, gguf: GGUF, formats: Formats) -> None:
+    def __init__(self, gguf: GGUF, formats: Formats, kept: Mapping[str, PackedMatrix] = MappingProxyType({})) -> None:
         self.gguf = gguf
         self.formats = formats
+        self.kept = kept
         self.consumed: set[str] = set()
         self.notices: list[str] = list(formats.notices)
         self.unpacked: Counter[str] = Counter()  # matrices by type that has no kernel
@@ -160,8 +178,10 @@ class TensorReader:
         """`<base>.weight`, with `<base>.scale` where the file has one, packed for the kernels."""
         name = f"{base}.weight"
         info = self._info(name, (n_row, n_col))
-        raw = self.gguf.raw(name)
         scale = self.vector(f"{base}.scale", 1)[0] if f"{base}.scale" in self.gguf.tensors else np.float32(1)
+        if name in self.kept:
+            return _packed(info, self.kept[name])
+        raw = self.gguf.raw(name)
         if self._codec(info).ternary:
             return self._ternary(info, raw, scale)
         kept = {"name": name, "type_name": info.type.name, "n_row": n_row, "n_col": n_col, "n_bytes": info.n_bytes}
@@ -248,19 +268,39 @@ class TensorReader:
         )
 
 
-def read_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = None) -> Weights:
+def _packed(info: TensorInfo, kept: PackedMatrix) -> TernaryMatrix:
+    """A matrix that an earlier load read, checked and packed."""
+    return TernaryMatrix(
+        name=info.name,
+        type_name=info.type.name,
+        n_row=kept.tiles.n_row,
+        n_col=kept.tiles.n_col,
+        n_bytes=kept.tiles.data.nbytes,
+        tiles=kept.tiles,
+        scale=kept.scale,
+        block_scale=None,
+    )
+
+
+def read_weights(
+    gguf: GGUF,
+    config: ModelConfig,
+    formats: Formats | None = None,
+    kept: Mapping[str, PackedMatrix] = MappingProxyType({}),
+) -> Weights:
     """Every tensor of a file as the engine uses it.
 
     Args:
         gguf: The open file.
         config: Its hyper-parameters.
         formats: How its tensors are read; default what `read_formats` finds out.
+        kept: Matrices of this very file that were read, checked and packed before; they are taken as they are.
 
     Raises:
         ModelFileError: A tensor is missing, of the wrong shape or type, damaged, not finite, constant, or used by
             nobody.
     """
-    reader = TensorReader(gguf, formats or read_formats(gguf))
+    reader = TensorReader(gguf, formats or read_formats(gguf), kept)
     embd = reader.matrix("token_embd", config.n_vocab, config.n_embd)
     layers = tuple(reader.layer(il, config) for il in range(config.n_layer))
     output_norm = reader.vector("output_norm.weight", config.n_embd)
@@ -268,7 +308,7 @@ def read_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = None
     factors = "rope_freqs.weight"
     rope_factors = reader.vector(factors, config.head_dim // 2) if factors in gguf.tensors else None
     for matrix in (embd, head, *(m for layer in layers for m in layer.projections())):
-        fault = constant_fault(matrix)
+        fault = constant_fault(matrix) if matrix.name not in kept else None
         if fault is not None:
             raise ModelFileError(f"tensor {matrix.name} is {fault}", where=gguf.path)
     unused = sorted(set(gguf.tensors) - reader.consumed)

@@ -44,7 +44,7 @@ class EngineRunner:
     """
 
     def __init__(self, model: Path, *, numerics: Numerics | None = None, n_threads: int | None = None) -> None:
-        self.model = bitnet.load(model, numerics=numerics, n_threads=n_threads)
+        self.model = bitnet.load(model, numerics=numerics, n_threads=n_threads, packed_cache=False)
         network = self.model.network
         self.info = RunnerInfo(
             name="bitnet",

@@ -381,7 +381,7 @@ def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) ->
     _usable(options.receipt.parent, "--receipt")
     _usable(options.work, "--work")
     for path in options.models:
-        load(path)  # a damaged model is refused before anything is computed
+        load(path, packed_cache=False)  # a damaged model is refused before anything is computed
     this = Run(options, say)
     planned = this.plan()
     for i, plan in enumerate(planned, 1):

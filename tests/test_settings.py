@@ -17,6 +17,7 @@ NAMES = (
         "BITNET_CPP_DIR",
         "BITNET_MEMORY_LIMIT",
         "BITNET_BATCH_SIZE",
+        "BITNET_PACKED_CACHE",
         "HF_HOME",
         "HF_TOKEN",
     ),
@@ -66,6 +67,7 @@ def test_a_flag_beats_a_variable_which_beats_a_default(monkeypatch):
         ("BITNET_OFFLINE", "perhaps"),
         ("BITNET_MEMORY_LIMIT", "lots"),
         ("BITNET_BATCH_SIZE", "0"),
+        ("BITNET_PACKED_CACHE", "much"),
         ("BITNET_DEVICE", "abacus"),
     ],
 )

@@ -19,6 +19,7 @@ from bitnet.cli.options import (
     MaxNewTokens,
     ModelOption,
     Output,
+    PackedCache,
     Penalty,
     PresetOption,
     Quiet,
@@ -60,6 +61,7 @@ def batch(
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
+    packed_cache: PackedCache = True,
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
@@ -90,7 +92,9 @@ def batch(
         source = stack.enter_context(_open(prompts))
         total = sum(1 for _ in read_lines(source))
         source.seek(0)
-        loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
+        loaded = loading.load(
+            model, device=device, threads=threads, tokenizer=tokenizer, packed_cache=packed_cache, quiet=quiet
+        )
         run = Run(loaded, config, prompts, n_batch=batch_size(n_batch), stop_on_error=stop_on_error)
         lines = read_lines(source)
         resumed, errors, write = _prepare(stack, answers, lines, run.identity, overwrite=overwrite, quiet=quiet)

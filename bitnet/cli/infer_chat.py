@@ -15,6 +15,7 @@ from bitnet.cli.options import (
     Device,
     MaxNewTokens,
     ModelOption,
+    PackedCache,
     Penalty,
     Preset,
     PresetOption,
@@ -49,6 +50,7 @@ def chat(
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
+    packed_cache: PackedCache = True,
     history: Annotated[bool, typer.Option(help="Remember what was typed, for the arrow keys next time.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -68,7 +70,9 @@ def chat(
         context=context,
     )
     before = read_messages(load) if load is not None else []
-    loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
+    loaded = loading.load(
+        model, device=device, threads=threads, tokenizer=tokenizer, packed_cache=packed_cache, quiet=quiet
+    )
     loading.tell(loaded, chat=True, quiet=quiet)
     talk = Conversation(loaded, config, system=system)
     talk.messages += before

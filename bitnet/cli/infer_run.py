@@ -15,6 +15,7 @@ from bitnet.cli.options import (
     MaxNewTokens,
     ModelOption,
     Output,
+    PackedCache,
     Penalty,
     PresetOption,
     Quiet,
@@ -45,6 +46,7 @@ def run(
     threads: Threads = None,
     device: Device = None,
     tokenizer: TokenizerOption = None,
+    packed_cache: PackedCache = True,
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
@@ -64,7 +66,9 @@ def run(
         context=context,
         lookahead=lookahead,
     )
-    loaded = loading.load(model, device=device, threads=threads, tokenizer=tokenizer)
+    loaded = loading.load(
+        model, device=device, threads=threads, tokenizer=tokenizer, packed_cache=packed_cache, quiet=quiet
+    )
     text = sys.stdin.read() if prompt == "-" else prompt
     asked = [{"role": "user", "content": text}] if chat else text
     if output is Format.json:

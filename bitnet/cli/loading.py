@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet.cli.options import Preset, model_named
-from bitnet.cli.output import note
+from bitnet.cli.output import note, progress
 
 if TYPE_CHECKING:
     from bitnet.bitnet_model import BitNetModel
     from bitnet.generate import Generation
     from bitnet.generation_config import GenerationConfig
 
+#: Seconds of packing before there is a bar.
+_PATIENCE = 0.7
 
-def load(model: str | None, *, device: str | None, threads: int | None, tokenizer: Path | None) -> BitNetModel:
+
+def load(
+    model: str | None,
+    *,
+    device: str | None,
+    threads: int | None,
+    tokenizer: Path | None,
+    packed_cache: bool,
+    quiet: bool,
+) -> BitNetModel:
     """The model that is meant, loaded: a file, a folder, or what a repository of the Hub holds."""
     import bitnet
+    from bitnet.bitnet_model import LoadOptions
 
     name = str(model_named(model))
-    options: dict[str, Any] = {"device": device, "n_threads": threads, "tokenizer": tokenizer}
-    if Path(name).exists():
-        return bitnet.load(name, **options)
-    return bitnet.BitNetModel.from_pretrained(name, progress=sys.stderr.isatty(), **options)
+    with _Packing(quiet=quiet) as packing:
+        options: LoadOptions = {
+            "device": device,
+            "n_threads": threads,
+            "tokenizer": tokenizer,
+            "packed_cache": packed_cache,
+            "on_packing": packing.tell,
+        }
+        if Path(name).exists():
+            return bitnet.load(name, **options)
+        return bitnet.BitNetModel.from_pretrained(name, progress=sys.stderr.isatty(), **options)
+
+
+class _Packing:
+    """A bar for repacking weights, which appears only once that has taken a while."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stack = ExitStack()
+        self._began: float | None = None
+        self._set: Callable[[int, int], None] | None = None
+
+    def __enter__(self) -> _Packing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def tell(self, done: int, total: int) -> None:
+        """So many matrices of all are packed."""
+        self._began = self._began or time.monotonic()
+        if self._set is None and not self._quiet and done < total and time.monotonic() - self._began > _PATIENCE:
+            bar = self._stack.enter_context(progress(quiet=False))
+            task = bar.add_task("packing weights", total=total)
+            self._set = lambda done, total: bar.update(task, completed=done, total=total)
+        if self._set is not None:
+            self._set(done, total)
 
 
 def notices(model: BitNetModel, *, chat: bool) -> tuple[str, ...]:

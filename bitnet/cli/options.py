@@ -57,6 +57,10 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Default: BITNET_NUM_THREADS, else the physical cores. Results do not change.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
+PackedCache = Annotated[
+    bool,
+    typer.Option("--packed-cache/--no-packed-cache", help="Keep packed weights for the next start, and use them."),
+]
 PresetOption = Annotated[Preset | None, typer.Option("--preset", help="Settings of the sampler that go together.")]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", "-n", min=0, help="At most this many tokens. Default: 128.")

@@ -17,11 +17,16 @@ Device = Literal["cpu", "plain"]
 _MODULES: dict[str, str] = {"cpu": "bitnet.kernels.cpu", "plain": "bitnet.kernels.plain"}
 
 
-@cache
-def kernels(device: str) -> ModuleType:
-    """The module of kernels for a device. Raises `UsageError` for one that does not exist."""
+def check_device(device: str) -> None:
+    """Raise `UsageError` for a device that does not exist."""
     if device not in _MODULES:
         raise UsageError(f"no device {device!r}", where="BITNET_DEVICE", remedy=f"one of {', '.join(get_args(Device))}")
+
+
+@cache
+def kernels(device: str) -> ModuleType:
+    """The module of kernels for a device, imported. Raises `UsageError` for one that does not exist."""
+    check_device(device)
     return importlib.import_module(_MODULES[device])
 
 
