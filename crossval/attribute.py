@@ -35,6 +35,7 @@ PAIR_COST = 0.5
 _PROMISING, _PAIRS_KEPT = 6, 6
 
 Progress = Callable[[str, int, int], None]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Attribution:
         runner_up: The next that can be told from it.
         equivalent: Names of hypotheses that explain exactly as much on this evidence.
         tried: Hypotheses and pairs that were replayed.
-        seconds: Wall time.
+        seconds: By the clock of the search.
         complete: False where the budget ended the search.
         evidence: Sentences about what is wrong, for people.
     """
@@ -126,6 +127,7 @@ class _Search:
     replay: Replay
     deadline: float
     progress: Progress
+    clock: Clock
     tried: int = 0
     complete: bool = True
     contract: dict[TapKey, float] = field(default_factory=dict)
@@ -147,7 +149,7 @@ class _Search:
             touched = [key for key in self.replay.touched(taps, variant) if key in self.contract]
             keys = touched if on is None else [key for key in on if key in touched]
             made: dict[TapKey, Float32] = {}
-            left = {key: self.replay.decades(key, self.replay.operation(key, variant, made)) for key in keys}
+            left = {key: self.replay.decades(key, self.replay.operation(key, variant, made), variant) for key in keys}
         except (ReferenceUnavailableError, ValueError):
             return None
         removed = sum(self.contract[key] - after for key, after in left.items())
@@ -171,7 +173,7 @@ class _Search:
         return self.judge(*hypotheses) if gain > 0.0 else None
 
     def out_of_time(self) -> bool:
-        if time.monotonic() > self.deadline:
+        if self.clock() > self.deadline:
             self.complete = False
         return not self.complete
 
@@ -189,18 +191,25 @@ class _Search:
         return sorted(found, key=lambda e: -e.score)
 
 
-def explain(replay: Replay, *, budget: float = BUDGET, progress: Progress = lambda *_: None) -> Attribution:
+def explain(
+    replay: Replay,
+    *,
+    budget: float = BUDGET,
+    progress: Progress = lambda *_: None,
+    clock: Clock = time.monotonic,
+) -> Attribution:
     """Search for the defect, or the two, that reproduce what an engine computed.
 
     Args:
         replay: Captured operations of the engine.
         budget: Seconds; what was found by then is the answer.
         progress: Told the stage, and how many of its hypotheses are done.
+        clock: What the budget is counted in; a study counts processor time, which other programs do not spend.
     """
-    began = time.monotonic()
-    search = _Search(replay=replay, deadline=began + budget, progress=progress)
+    began = clock()
+    search = _Search(replay=replay, deadline=began + budget, progress=progress, clock=clock)
     if not search.wrong:
-        return Attribution(wrong={}, best=None, runner_up=None, seconds=time.monotonic() - began)
+        return Attribution(wrong={}, best=None, runner_up=None, seconds=clock() - began)
     everything = list(written())
     found = search.all_of(((h,) for h in everything), "single hypotheses")
     if not found or found[0].explained < 1.0 - 1e-9:
@@ -221,7 +230,7 @@ def explain(replay: Replay, *, budget: float = BUDGET, progress: Progress = lamb
         runner_up=next((e for e in others if e.name not in equal), None),
         equivalent=equal,
         tried=search.tried,
-        seconds=time.monotonic() - began,
+        seconds=clock() - began,
         complete=search.complete,
         evidence=_evidence(wrong),
     )

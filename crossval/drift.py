@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
+from time import process_time
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ TRAINED = ("tiny-relu2", "tiny-llama")
 SHORTEST, LONGEST = 14, 24
 #: What another order of float32 sums moves, relative to the largest value; a defect moves more, or is none.
 FLOAT_NOISE = 3e-7
-#: Seconds one search may take in a study.
+#: Seconds of processor time one search may take in a study.
 BUDGET = 30.0
 
 
@@ -137,7 +138,7 @@ class Subject:
                 model=self.name, seed=seed, kind=kind, defects=names, detected=bool(wrong), found=_place(wrong[:1])
             )
         replay = Replay(self.oracle, ids, taps, n_batch=n_batch)
-        return self._judged(kind, seed, defects, expected, wrong, explain(replay, budget=BUDGET))
+        return self._judged(kind, seed, defects, expected, wrong, explain(replay, budget=BUDGET, clock=process_time))
 
     def _judged(
         self,
@@ -232,12 +233,13 @@ class Subject:
         """Operations that the engine, on the mutant's inputs, computes otherwise."""
         locked = Request(ids=request.ids, n_batch=request.n_batch, taps=True, lock=taps)
         ours = self.engine.run(locked).taps
+        replay = Replay(self.oracle, request.ids, taps, n_batch=request.n_batch)
         return [
             key
             for key in tap_order(self.engine.model.config.n_layer)
             if key in taps
             and key in ours
-            and not envelope.LOCKED_OPERATION.holds(difference(ours[key], taps[key]).ratio)
+            and not envelope.LOCKED_OPERATION.holds(replay.judged(key, ours[key], taps[key]).ratio)
         ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crossval import envelope
-from crossval.metrics import Float32, difference
+from crossval.metrics import Float32
 from crossval.replay import Replay
 from reference.runner import TapKey
 
@@ -27,7 +27,7 @@ class Finding:
 
     Attributes:
         key: Tap and layer.
-        ratio: max|error| / max|reference|.
+        ratio: max|error| / max|reference|, as `conditioning.judged` measures it.
         positions: Tokens that are wrong.
         rows: Columns of the value (rows of the matrix that made it) that are wrong.
         heads: Heads that hold them; empty where columns are no heads.
@@ -66,7 +66,7 @@ def walk(replay: Replay) -> Iterator[Finding]:
 def finding(key: TapKey, expected: Float32, found: Float32, replay: Replay) -> Finding | None:
     """One operation against the contract; None inside its envelope."""
     limit = envelope.LOCKED_OPERATION
-    d = difference(expected, found)
+    d = replay.judged(key, expected, found)
     if limit.holds(d.ratio):
         return None
     with np.errstate(invalid="ignore"):

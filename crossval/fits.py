@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from crossval import envelope
 from crossval.catalogue import BY_NAME, PROJECTIONS, Hypothesis, hypothesis
 from crossval.metrics import Float32, Float64
 from crossval.replay import Replay, decades
@@ -224,10 +225,9 @@ def _window(replay: Replay, base: Oracle, wrong: Sequence[TapKey]) -> Iterator[H
     key = _first(wrong, "kqv_out")
     if key is None:
         return
-    error = np.abs(replay.operation(key, base) - replay.outputs[key]).max(axis=1)
-    size = float(np.abs(replay.outputs[key]).max())
-    bad = np.flatnonzero(error > 1e-6 * size)  # the locked envelope, token by token
-    for width in dict.fromkeys((int(bad[0]) if len(bad) else 0, 2, 4, 8)):
+    found = replay.judged(key, replay.operation(key, base), replay.outputs[key])
+    bad = found.positions(envelope.LOCKED_OPERATION.limit)
+    for width in dict.fromkeys((bad[0] if bad else 0, 2, 4, 8)):
         if width > 0:
             yield hypothesis(BY_NAME["window"], width, name=f"window={width}", cost=COST_NUMBER)
 

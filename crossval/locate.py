@@ -6,7 +6,7 @@ each operation sees the reference's captured inputs. The oracle does the same, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -15,6 +15,7 @@ from crossval import envelope
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane, Row
 from crossval.metrics import Difference, Float32, Float64, difference, histogram
+from crossval.replay import Replay
 from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
 from reference.runner import (
@@ -24,7 +25,6 @@ from reference.runner import (
     Request,
     Runner,
     TapKey,
-    tap_order,
 )
 
 #: Prompt tokens whose intermediates are captured, and those captured again one token at a time.
@@ -34,6 +34,8 @@ SINGLE_TOKENS = 8
 MAX_CASES = 2
 
 Taps = Mapping[TapKey, Float32]
+#: How two values of an operation differ, measured as its inputs allow.
+Judge = Callable[[TapKey, Float32, Float32], Difference]
 
 
 def check_operations(lane: Lane) -> Rung:
@@ -55,7 +57,8 @@ def check_operations(lane: Lane) -> Rung:
         lane.progress(f"operations of {name}")
         locked = Request(ids=request.ids, n_batch=request.n_batch, taps=True, lock=theirs.taps)
         ours = lane.engine.run(locked).taps
-        count, ratio, where = _compare(lane, name, ours, theirs.taps)
+        replay = Replay(lane.oracle(), request.ids, theirs.taps, n_batch=request.n_batch)
+        count, ratio, where = _compare(lane, name, ours, replay)
         checked += count
         if ratio > worst or not worst_at:
             worst, worst_at = ratio, where
@@ -67,7 +70,7 @@ def check_operations(lane: Lane) -> Rung:
             _self_check(lane, ours, theirs.taps)
         if not lane.votes or lane.located is not None:
             further = {} if lane.located is None else lane.witnesses()
-            lane.votes = [_vote(lane, locked, ours, theirs.taps, further)]
+            lane.votes = [_vote(lane, locked, ours, theirs.taps, further, replay.judged)]
         if lane.located is not None:
             lane.locked = locked
             break
@@ -96,14 +99,14 @@ def _requests(lane: Lane) -> list[tuple[str, Request]]:
     return [*batches, (f"{lane.cases[0].name}, one token at a time", Request(ids=ids, n_batch=1, taps=True))]
 
 
-def _compare(lane: Lane, case: str, ours: Taps, theirs: Taps) -> tuple[int, float, str]:
+def _compare(lane: Lane, case: str, ours: Taps, replay: Replay) -> tuple[int, float, str]:
     """Enter every captured operation; returns how many there were, and the largest ratio with its place."""
     limit = envelope.LOCKED_OPERATION
     count, worst, where = 0, 0.0, ""
-    for key in tap_order(lane.engine.model.config.n_layer):
-        if key not in theirs or key not in ours:
+    for key in replay.keys:
+        if key not in ours:
             continue
-        found = difference(ours[key], theirs[key])
+        found = replay.judged(key, ours[key], replay.outputs[key])
         count += 1
         held = limit.holds(found.ratio)
         tap, layer = key
@@ -123,7 +126,7 @@ def _compare(lane: Lane, case: str, ours: Taps, theirs: Taps) -> tuple[int, floa
                 "worst_index": found.worst_index,
             }
         )
-        lane.profiles.append(_profile(lane.plan.name, case, key, found, ours[key], theirs[key]))
+        lane.profiles.append(_profile(lane.plan.name, case, key, found, ours[key], replay.outputs[key]))
         if found.ratio > worst or not where:
             worst, where = found.ratio, place(tap, layer)
         if not held and lane.located is None:
@@ -189,7 +192,12 @@ def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located |
 
 
 def _vote(
-    lane: Lane, locked: Request, ours: Taps, theirs: Taps, further: Mapping[str, Runner | None] = MappingProxyType({})
+    lane: Lane,
+    locked: Request,
+    ours: Taps,
+    theirs: Taps,
+    further: Mapping[str, Runner | None] = MappingProxyType({}),
+    judged: Judge = lambda _, a, b: difference(a, b),
 ) -> Vote:
     """Engine, oracle, reference and further witnesses on the same inputs: who agrees, over every captured operation."""
     third = lane.reference.info.family == "oracle"
@@ -198,7 +206,7 @@ def _vote(
 
     def agree(a: Taps, b: Taps) -> bool:
         keys = [k for k in theirs if k in a and k in b]
-        return bool(keys) and all(limit.holds(difference(a[k], b[k]).ratio) for k in keys)
+        return bool(keys) and all(limit.holds(judged(k, a[k], b[k]).ratio) for k in keys)
 
     if third:
         word = "agrees" if agree(ours, theirs) else "differs"

@@ -30,7 +30,7 @@ class Difference:
     Attributes:
         compared: Number of elements.
         max_abs_err: Largest absolute difference; ∞ where either side is not a finite number.
-        max_abs_ref: Largest absolute value of the reference.
+        max_abs_ref: Largest absolute value of the reference; more where `crossval.conditioning` says so.
         worst_token, worst_index: Where the largest difference is.
         by_token: Largest absolute difference of each token.
     """

@@ -61,7 +61,7 @@ class Mutant(Oracle):
         q32: Any = _rounded(q, kinds[0])
         k32: Any = k.astype(np.float32)
         p = _rounded(self.attention_probabilities(q32, k32, start), kinds[1])
-        out = p @ self._per_query_head(v).astype(np.float32)
+        out = p @ self.per_query_head(v).astype(np.float32)
         return out.transpose(1, 0, 2).reshape(len(q), -1).astype(np.float64)
 
     def _activate(self, gate: Float64) -> Float64:

@@ -7,13 +7,13 @@ Where an engine did not show an input, it is computed from those before it, unde
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from crossval import envelope
-from crossval.metrics import Float32
+from crossval import conditioning, envelope
+from crossval.metrics import Difference, Float32, Float64
 from reference.oracle import Oracle
 from reference.runner import TapKey, tap_order
 
@@ -47,6 +47,7 @@ class Replay:
         self.outputs = inputs if outputs is None else outputs
         n = len(self.ids)
         first = n if n_batch is None else min(n_batch, n)
+        self._noise: dict[TapKey, float] = {}
         self.borders = [0, first, *range(first + 1, n + 1)]
         self.keys = [key for key in tap_order(oracle.hyper.n_layer) if key in self.outputs]
 
@@ -61,12 +62,9 @@ class Replay:
 
     def operation(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
         """One operation under a hypothesis, [T, width] f32."""
-        made = {} if made is None else made
-        inputs = [self.source(source, variant, made).astype(np.float64) for source in variant.inputs(key)]
+        inputs = self._fed(key, variant, {} if made is None else made)
         parts = []
         with np.errstate(all="ignore"):  # infinity and NaN are findings
-            if key[0] == "kqv_out":
-                inputs[1:] = [variant.cached(value) for value in inputs[1:]]
             for start, stop in pairwise(self.borders):
                 fed = [x[start:stop] for x in inputs]
                 if key[0] == "kqv_out":
@@ -74,9 +72,27 @@ class Replay:
                 parts.append(np.asarray(variant.operation(key, fed, self.ids[start:stop], start), np.float32))
         return np.concatenate(parts)
 
-    def decades(self, key: TapKey, value: Float32) -> float:
-        """How many decades above float32 noise a value is from the engine's; 0 within the locked envelope."""
-        return decades(value, self.outputs[key])
+    def _fed(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32]) -> list[Float64]:
+        inputs = [self.source(source, variant, made).astype(np.float64) for source in variant.inputs(key)]
+        if key[0] == "kqv_out":
+            inputs[1:] = [variant.cached(value) for value in inputs[1:]]
+        return inputs
+
+    def noise(self, key: TapKey, variant: Oracle | None = None) -> float:
+        """How far two honest engines may be apart in an operation, as `conditioning.noise` has it."""
+        if variant is not None and variant is not self.oracle:
+            return conditioning.noise(variant, key, self._fed(key, variant, {}), self.borders)
+        if key not in self._noise:
+            self._noise[key] = conditioning.noise(self.oracle, key, self._fed(key, self.oracle, {}), self.borders)
+        return self._noise[key]
+
+    def judged(self, key: TapKey, ours: Float32, theirs: Float32) -> Difference:
+        """The difference of two values of an operation, measured as its inputs allow."""
+        return conditioning.judged(ours, theirs, lambda: self.noise(key))
+
+    def decades(self, key: TapKey, value: Float32, variant: Oracle | None = None) -> float:
+        """How many decades above float32 noise a value, computed under a hypothesis, is from the engine's."""
+        return decades(value, self.outputs[key], lambda: self.noise(key, variant))
 
     def touched(self, taps: frozenset[str], variant: Oracle) -> Iterator[TapKey]:
         """Captured operations that a change of some taps can move, directly or through inputs that were not shown."""
@@ -91,9 +107,10 @@ class Replay:
                     yield key
 
 
-def decades(found: Float32, engine: Float32) -> float:
+def decades(found: Float32, engine: Float32, noise: Callable[[], float] = lambda: 0.0) -> float:
     """Mean over tokens of log10(relative root mean square difference / noise floor); 0 within the locked envelope.
 
+    `noise` widens the envelope for data that amplify rounding, as in `conditioning.judged`.
     Token by token, so that one flipped rounding does not hide that all other tokens are reproduced. Elements that
     both hold as the same infinity, or both as NaN, agree: an overflow is reproduced by an overflow.
     """
@@ -108,8 +125,10 @@ def decades(found: Float32, engine: Float32) -> float:
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
     if not a.size:
         return 0.0
-    error, size = np.abs(a - b), float(np.abs(b).max())
-    if float(error.max()) <= envelope.LOCKED_OPERATION.limit * size:
+    error, size = float(np.abs(a - b).max()), float(np.abs(b).max())
+    if error <= envelope.LOCKED_OPERATION.limit * size:
+        return 0.0
+    if error <= envelope.LARGEST_LOCKED.limit * size and error <= noise():
         return 0.0
     norm = np.linalg.norm(b, axis=1)
     typical = float(np.sqrt(np.square(norm).mean()))

@@ -92,7 +92,7 @@ class Located(Record):
         layer: Layer, −1 outside the layers.
         positions: Token positions where it is wrong.
         max_abs_err: Largest absolute difference.
-        max_abs_ref: Largest absolute value of the reference.
+        max_abs_ref: Largest absolute value of the reference; more where the data amplify float32 rounding.
         limit: Allowed max_abs_err / max_abs_ref (for integer operations: 0).
         worst_token: Position of the worst element.
         worst_index: Column of the worst element.

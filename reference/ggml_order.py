@@ -80,7 +80,7 @@ class GgmlOrder(Oracle):
     def _attend(self, q: Float64, k: Float64, v: Float64, start: int) -> Float64:
         n_token, n_key = len(q), -(-len(k) // _KEY_PADDING) * _KEY_PADDING
         padding = ((0, n_key - len(k)), (0, 0))
-        keys, values = (self._per_query_head(np.pad(c, padding)).astype(np.float32) for c in (k, v))  # [H, S, d]
+        keys, values = (self.per_query_head(np.pad(c, padding)).astype(np.float32) for c in (k, v))  # [H, S, d]
         queries = rounding.float_type(q, self.numerics["query"]).reshape(n_token, self.hyper.n_head, -1)
         scores = dot_f16(keys[:, None], queries.transpose(1, 0, 2)[:, :, None])  # [H, T, S]
         scores = scores * np.float32(1 / np.sqrt(np.float32(self.hyper.head_dim)))

@@ -190,10 +190,10 @@ class Oracle:
         out[..., second] = heads[..., first] * sin + heads[..., second] * cos
         return out.reshape(x.shape)
 
-    def attention_probabilities(self, q: Float64, k: Float64, start: int) -> Float64:
-        """Softmax of the masked scores. q: [T, n_q], k: [S, n_kv] → [n_head, T, S]; q[0] is at position `start`."""
+    def attention_scores(self, q: Float64, k: Float64, start: int) -> Float64:
+        """Query · key / √d, −∞ where masked. q: [T, n_q], k: [S, n_kv] → [n_head, T, S]; q[0] is at `start`."""
         queries = q.reshape(len(q), self.hyper.n_head, -1).transpose(1, 0, 2)  # [n_head, T, d]
-        keys = self._per_query_head(k).transpose(0, 2, 1)  # [n_head, d, S]
+        keys = self.per_query_head(k).transpose(0, 2, 1)  # [n_head, d, S]
         scores = queries @ keys
         scores *= self.semantics.attention_scale_factor / np.sqrt(self.hyper.head_dim)  # in the width that q and k have
         behind = start + np.arange(len(q))[:, None] - np.arange(len(k))  # [T, S] tokens from key to query
@@ -201,6 +201,12 @@ class Oracle:
             scores[:, behind < -self.semantics.mask_offset] = -np.inf
         if self.semantics.window is not None:
             scores[:, behind >= self.semantics.window] = -np.inf
+        masked: Float64 = scores
+        return masked
+
+    def attention_probabilities(self, q: Float64, k: Float64, start: int) -> Float64:
+        """Softmax of the scores, shapes as there."""
+        scores = self.attention_scores(q, k, start)
         p: Float64 = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         return p
@@ -209,10 +215,10 @@ class Oracle:
         """q: [T, n_q], k and v: [S, n_kv] as cached → [T, n_q]."""
         p = self.attention_probabilities(_round(q, self.numerics["query"]), k, start)
         p = _round(p, self._when_single(self.numerics["probs"], len(q)))
-        out: Float64 = p @ self._per_query_head(v)  # [n_head, T, d]
+        out: Float64 = p @ self.per_query_head(v)  # [n_head, T, d]
         return out.transpose(1, 0, 2).reshape(len(q), -1)
 
-    def _per_query_head(self, cached: Float64) -> Float64:
+    def per_query_head(self, cached: Float64) -> Float64:
         """The key or value head that each query head uses. [S, n_kv] → [n_head, S, d]."""
         h, n_kv = np.arange(self.hyper.n_head), self.hyper.n_head_kv
         use = {"block": h // (self.hyper.n_head // n_kv), "stride": h % n_kv, "first": 0 * h}[
@@ -353,6 +359,10 @@ class Oracle:
         return Observation(
             ids=tuple(ids), logits=np.concatenate(rows), generated=tuple(ids[n_token:]), taps=taps, seconds=seconds
         )
+
+    def matrix(self, name: str) -> Matrix:
+        """A tensor of the model as this oracle understands it, its scales beside it."""
+        return self._weights[name]
 
     def integer_sums(self, tap: str, layer: int, x: Float32) -> NDArray[np.int64]:
         """The exact ternary × int8 sums of one projection, before any scale.
