@@ -147,14 +147,15 @@ def _profile(lane: str, case: str, key: TapKey, found: Difference, ours: Float32
     """Errors by position to three digits, and histograms of both sides."""
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.where(found.by_token == 0.0, 0.0, found.by_token / found.max_abs_ref)
+    largest = difference(theirs, theirs).max_abs_ref  # of the values themselves, whatever errors are measured against
     return {
         "lane": lane,
         "case": case,
         "tap": key[0],
         "layer": key[1],
         "errors": [float(f"{error:.3g}") if np.isfinite(error) else None for error in errors],
-        "ours": histogram(ours, found.max_abs_ref),
-        "theirs": histogram(theirs, found.max_abs_ref),
+        "ours": histogram(ours, largest),
+        "theirs": histogram(theirs, largest),
     }
 
 

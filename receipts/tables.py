@@ -18,7 +18,7 @@ from receipts.errors import ReceiptError
 #: `amounts` is an array of measured, `counts` one of integers.
 #:
 #: `profiles` says more of each row of `operations`: `errors` is max_abs_err / max_abs_ref by position (three digits),
-#: `ours` and `theirs` are histograms of the values over max_abs_ref, in `BINS`.
+#: `ours` and `theirs` are histograms of the values over the largest |reference|, in `BINS`.
 #: `tokens` lists what both sides evaluated: the prompt, then the reference's continuation; `ours` is what the engine
 #: chose in that place, null in the prompt.
 COLUMNS: Mapping[str, Mapping[str, str]] = {

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import golden_models
+import liars
 import numpy as np
 import pytest
 
@@ -18,10 +19,14 @@ from crossval.catalogue import BY_NAME, hypothesis
 from crossval.conditioning import judged, noise
 from crossval.drift import SHAPES, Subject
 from crossval.engine import EngineRunner
+from crossval.environment import now
 from crossval.fits import variant_of
+from crossval.locate import MAX_TOKENS
 from crossval.metrics import difference
 from crossval.mutants import Mutant
 from crossval.replay import Replay
+from crossval.run import Run
+from receipts.verify import verify
 from reference import rounding
 from reference.oracle import Oracle
 from reference.runner import Request
@@ -256,3 +261,34 @@ def test_float_products_stay_inside_their_bound():
             if key[0] in ("q", "ffn_down", "result_output"):
                 error = np.abs(replay.operation(key, oracle) - taps[key]).max()
                 assert error <= 0.8 * replay.noise(key), key
+
+
+@pytest.mark.slow
+def test_a_receipt_with_ill_conditioned_operations_is_valid(monkeypatch, tmp_path):
+    """Errors are then measured against more than the largest value, and every rule holds all the same."""
+
+    class Rough(liars.Liar):
+        """An honest engine with sums in an order of its own."""
+
+        def run(self, request):
+            return Mutant.of(self.oracle, 1000).run(request)
+
+    model = FIXTURES / "models" / "tiny-relu2.i2_s.gguf"
+    monkeypatch.setattr("crossval.run.N_GREEDY", 2)
+    monkeypatch.setattr(liars, "PROMPTS", read_prompts(FIXTURES / "prompts.json", "tiny-relu2"))
+    run = Run(liars.options(tmp_path), liars.quiet)
+    lane = run.climb(liars.plan(lambda: Rough(model), model=model))
+    assert lane.rung("operations").outcome == "pass"
+    by_case = {
+        case.name: Rough(model).run(Request(ids=case.prompt_ids[:MAX_TOKENS], taps=True)).taps
+        for case in run.evidence.cases.values()
+    }
+    widened = [
+        row
+        for row in run.evidence.operations
+        if row["case"] in by_case and row["max_abs_ref"] > np.abs(by_case[row["case"]][row["tap"], row["layer"]]).max()
+    ]
+    assert {row["tap"] for row in widened} == {"kqv_out"}
+    run.receipt(now(), 1.0)
+    report = verify(tmp_path / "ci" / "inference.json")
+    assert report.valid, report.failures

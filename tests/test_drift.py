@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import golden_models
 import pytest
 
 from crossval.catalogue import CATALOGUE
-from crossval.drift import SHAPES, Subject, Trial, plan, study
+from crossval.drift import SHAPES, Subject, Trial, plan, study, subjects
+from crossval.drift_table import rates
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +64,15 @@ def test_three_sizes_three_graphs():
 def test_located_needs_detection():
     trial = Trial(model="m", seed=0, kind="single", defects=("x",), expected="", found="")
     assert not trial.located
+
+
+@pytest.mark.slow
+def test_a_sample_of_the_study_keeps_every_promise(tmp_path):
+    """`nox -s drift` is the whole of it."""
+    trials = study(subjects(FIXTURES, tmp_path), list(plan(1, 8, 24, 70_000)), sample=120, seed=70_000)
+    missed = [
+        trial.to_dict() for trial in trials if not trial.hidden and trial.kind != "clean" and not trial.attributed
+    ]
+    found = {rate.what: rate for rate in rates(trials)}
+    assert len(found) == 5
+    assert all(rate.met for rate in found.values()), (found, missed)
