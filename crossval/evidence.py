@@ -21,12 +21,15 @@ from crossval import envelope
 from crossval.case import Case
 from crossval.engine import EngineRunner
 from crossval.lane import Lane, Row
-from crossval.metrics import Float32
+from crossval.metrics import best, logits_digest
 from receipts import ids_digest
 from receipts import record as r
 from receipts.interval import median_interval, rates
+from receipts.tables import COLUMNS
 from reference.runner import Observation, Request, Runner, RunnerInfo
 
+#: Most likely tokens that a case lists, and that a lane compares.
+TOP_K = 5
 #: Repetitions of a timed run; the median is quoted.
 REPEATS = 3
 #: Tokens of a timed prefill and decode.
@@ -50,11 +53,13 @@ class Evidence:
     positions: list[Row] = field(default_factory=list)
     profiles: list[Row] = field(default_factory=list)
     tokens: list[Row] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
+    candidates: list[Row] = field(default_factory=list)
 
-
-def logits_digest(logits: Float32) -> str:
-    """sha256 over float32 little-endian logits, row by row."""
-    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").data).hexdigest()
+    @property
+    def tables(self) -> dict[str, list[Row]]:
+        """The side tables by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
 def model_record(name: str, model: BitNetModel) -> r.Model:
@@ -153,7 +158,7 @@ def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
     """A prompt and what the engine makes of it."""
     seen = engine.run(Request(ids=case.ids, n_greedy=case.n_greedy))
     last = seen.logits[len(case.ids) - 1]
-    best = np.lexsort((np.arange(len(last)), -last))[:5]
+    likely = best(last, TOP_K)
     return r.Case(
         name=case.name,
         model=name,
@@ -162,11 +167,7 @@ def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
         logits_sha256=logits_digest(seen.logits),
         logits_shape=seen.logits.shape,
         generated_ids=seen.generated,
-        top_k=(
-            r.TopK(
-                position=len(case.ids) - 1, ids=tuple(int(i) for i in best), logits=tuple(float(last[i]) for i in best)
-            ),
-        ),
+        top_k=(r.TopK(position=len(case.ids) - 1, ids=likely, logits=tuple(float(last[i]) for i in likely)),),
         numerics=engine.model.network.numerics.to_dict(),
     )
 

@@ -14,18 +14,22 @@ import numpy as np
 from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
 from crossval.envelope import Envelope
+from crossval.evidence import TOP_K
 from crossval.lane import Forced, Lane
 from crossval.locate import check_operations
 from crossval.metrics import (
     Float32,
     ShapeMismatchError,
+    best,
     difference,
     kl_divergence,
+    logits_digest,
     max_abs,
     negative_log_likelihood,
     relative_l2,
     top1_margin,
 )
+from receipts import ids_digest
 from receipts.record import RUNGS, NearTie, Rung, RungName
 from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request, Runner
 
@@ -155,6 +159,9 @@ def _scaled(runner: Runner, name: str) -> np.ndarray[tuple[int, ...], np.dtype[n
 
 def logits(lane: Lane) -> Rung:
     """All positions of every prompt, evaluated in one batch."""
+    for forced in _all(lane):
+        lane.runs.append(_run(lane, forced))
+        lane.candidates += _candidates(lane, forced)
     return _compare_logits("logits", lane, [(c, c.theirs[: c.n_prompt], c.ours[: c.n_prompt], 0) for c in _all(lane)])
 
 
@@ -181,6 +188,33 @@ def decode(lane: Lane) -> Rung:
     who = split[0] if len(split) == 1 else "each side"
     told = f"; {who} differs from itself between a batch and single tokens" if split else ""
     return replace(rung, why=rung.why + told)
+
+
+def _run(lane: Lane, forced: Forced) -> dict[str, object]:
+    """One case as this lane computed it, and the noise that was measured on it: a row of the side table `runs`."""
+    return {
+        "lane": lane.plan.name,
+        "case": forced.case.name,
+        "ids_sha256": ids_digest((*forced.case.ids, *forced.generated)),
+        "rows": len(forced.ours),
+        "ours_sha256": logits_digest(forced.ours),
+        "theirs_sha256": logits_digest(forced.theirs),
+        "noise_median": forced.noise.median,
+        "noise_largest": forced.noise.largest,
+        "noise_margin": forced.noise.margin,
+        "noise_nll": forced.noise.mean_nll,
+    }
+
+
+def _candidates(lane: Lane, forced: Forced) -> list[dict[str, object]]:
+    """What both sides give the engine's most likely tokens after the prompt: rows of the side table `candidates`."""
+    at = forced.n_prompt - 1
+    ours, theirs = forced.ours[at], forced.theirs[at]
+    place = {"lane": lane.plan.name, "case": forced.case.name, "position": at}
+    return [
+        place | {"rank": rank, "id": token, "ours": float(ours[token]), "theirs": float(theirs[token])}
+        for rank, token in enumerate(best(ours, TOP_K))
+    ]
 
 
 def _all(lane: Lane) -> list[Forced]:
@@ -294,9 +328,11 @@ def quality(lane: Lane) -> Rung:
     if not ours.size:
         return Rung(name="quality", outcome="inconclusive", why="the text has fewer than two tokens")
     measured = abs(float(ours.mean() - theirs.mean()))
-    why = f"mean negative log-likelihood of {what}: {ours.mean():.6f} here, {theirs.mean():.6f} there, in nats"
+    means = f"{ours.mean():.6f} here, {theirs.mean():.6f} there"
+    why = f"mean negative log-likelihood of {what}, {ours.size} tokens: {means}, in nats"
     measured = measured if np.isfinite(measured) else float("inf")
-    return _judged("quality", envelope.quality(lane.noise.mean_nll), measured, int(ours.size), why)
+    limit = envelope.quality(lane.noise.mean_nll)
+    return _judged("quality", limit, measured, int(ours.size), f"{why}; limit: {limit.reason}")
 
 
 def _judged(

@@ -38,6 +38,7 @@ class Forced:
         theirs_single, ours_single: The first of these ids, one at a time from the first on.
         generated: The reference's greedy tokens.
         floor: Noise of the model itself by position, relative L2.
+        noise: All that was measured of it.
     """
 
     case: Case
@@ -49,6 +50,7 @@ class Forced:
     ours_single: Float32
     generated: tuple[int, ...]
     floor: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    noise: Noise
 
 
 @dataclass(kw_only=True)
@@ -63,7 +65,7 @@ class Lane:
         texts: For the tokens rung.
         quality_ids: For the quality rung; empty if there is no text.
         noise: Gathered as cases are run.
-        operations, positions, profiles: Rows for the side tables.
+        operations, positions, profiles, runs, candidates: Rows for the side tables.
         choices: By case: what the reference generated, and what the engine chose in each place of it.
         located: First wrong operation.
         locked: The request it was found in: ids, and what the reference fed each operation.
@@ -84,6 +86,8 @@ class Lane:
     positions: list[Row] = field(default_factory=list)
     profiles: list[Row] = field(default_factory=list)
     choices: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    runs: list[Row] = field(default_factory=list)
+    candidates: list[Row] = field(default_factory=list)
     located: Located | None = None
     locked: Request | None = None
     votes: list[Vote] = field(default_factory=list)
@@ -167,7 +171,9 @@ class Lane:
         n_single = len(ids) if self.plan.subject.recording else min(len(ids), SINGLE_TOKENS)
         single = Request(ids=ids[:n_single], n_batch=1)
         theirs_single, ours_single = self.ask(single).logits, self.engine.run(single).logits
-        floor = self.noise.measure(self.oracle(), ids, SEEDS[:1] if self.plan.subject.large else SEEDS)
+        noise = Noise()
+        floor = noise.measure(self.oracle(), ids, SEEDS[:1] if self.plan.subject.large else SEEDS)
+        self.noise.include(noise)
         return Forced(
             case=case,
             ids=ids,
@@ -178,4 +184,5 @@ class Lane:
             ours_single=ours_single,
             generated=free.generated,
             floor=floor,
+            noise=noise,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,16 @@ def top1_margin(logits: Float32) -> Float64:
         return np.full(len(logits), np.inf)
     best = np.partition(logits.astype(np.float64), -2, axis=1)
     return np.asarray(best[:, -1] - best[:, -2], np.float64)
+
+
+def best(row: Float32, k: int) -> tuple[int, ...]:
+    """Ids of the k largest logits of one position, best first; of equal ones the lower id."""
+    return tuple(int(i) for i in np.lexsort((np.arange(len(row)), -row))[:k])
+
+
+def logits_digest(logits: Float32) -> str:
+    """sha256 over float32 little-endian logits, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(logits, "<f4").data).hexdigest()
 
 
 def negative_log_likelihood(logits: Float32, ids: tuple[int, ...]) -> Float64:

@@ -56,6 +56,12 @@ class Noise:
             self.nll.append(abs(float(one - two)))
         return floor
 
+    def include(self, other: Noise) -> None:
+        """Enter what another gathered: a case's into its lane's."""
+        self.rel_l2 += other.rel_l2
+        self.max_abs += other.max_abs
+        self.nll += other.nll
+
     @property
     def median(self) -> float:
         """Median relative L2 over positions, of the noisiest self-comparison."""

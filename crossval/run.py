@@ -273,10 +273,8 @@ class Run:
 
     def _enter(self, plan: LanePlan, lane: Lane, model: str) -> None:
         e = self.evidence
-        e.operations += lane.operations
-        e.positions += lane.positions
-        e.profiles += lane.profiles
-        e.tokens += evidence.token_rows(lane)
+        for name, rows in e.tables.items():
+            rows += evidence.token_rows(lane) if name == "tokens" else getattr(lane, name)
         for case in lane.cases:
             key = (model, json.dumps(lane.numerics.to_dict()), case.name)
             if key not in e.cases:
@@ -356,12 +354,7 @@ class Run:
             determinism=e.determinism,
             performance=e.performance,
         )
-        tables = {
-            "operations": map(_finite, e.operations),
-            "positions": map(_finite, e.positions),
-            "profiles": e.profiles,
-            "tokens": e.tokens,
-        }
+        tables = {name: map(_finite, rows) for name, rows in e.tables.items()}
         return write_receipt(built, self.options.receipt, tables)
 
 

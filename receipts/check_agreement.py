@@ -13,12 +13,15 @@ from receipts.summary import ENGINE
 #: Counts and values that sentences quote; two digits are given, so that 6 % is their rounding.
 _NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
 _COUNTS = re.compile(
-    r"^(\d+) texts have|^(\d+) tensors decode|at \d{1,15} of (\d{1,15}) positions|^\d{1,15} of (\d{1,15}) greedy"
+    r"^(\d{1,15}) texts have|^(\d{1,15}) tensors decode|at \d{1,15} of (\d{1,15}) positions|"
+    r"^\d{1,15} of (\d{1,15}) greedy|, (\d{1,15}) tokens: "
 )
 _LARGEST = re.compile(rf"\blargest {_NUMBER}")
 _MEDIAN = re.compile(rf"^median {_NUMBER}")
 _NOISE = re.compile(rf"limit: {_NUMBER} × the noise of {_NUMBER}")
 _PAIR = re.compile(r": (\d{1,9}\.\d{6}) here, (\d{1,9}\.\d{6}) there")
+_LIBRARY = re.compile(r"\blibrary ([0-9a-f]{12})\b")
+_DECODED = re.compile(r"\bdecoded weights ([0-9a-f]{12})\b")
 _SIX_DECIMALS = 1.1e-6  # two numbers rounded at half of the sixth decimal each, and what doubles add
 
 #: Rungs whose limit no noise widens: it is one number wherever it stands.
@@ -155,6 +158,36 @@ def rungs_why(view: View) -> Iterator[Finding]:
                     yield path, f"{pair[0]!r}, but the difference is {rung.measured:g}"
 
 
+@rule("rungs.judged", "What was not judged has neither measured value nor limit, and what was not tried no count.")
+def rungs_judged(view: View) -> Iterator[Finding]:
+    """Greedy text of near-ties alone was compared, and yet shows nothing."""
+    for i, lane in enumerate(view.receipt.lanes):
+        for j, rung in enumerate(lane.rungs):
+            path = f"lanes[{i}].rungs[{j}]"
+            if not rung.metric and (rung.measured is not None or rung.limit is not None):
+                yield path, "there is a value, but not what it measures"
+            if rung.outcome not in ("pass", "fail") and rung.name != "greedy" and rung.compared:
+                yield f"{path}.compared", f"{rung.outcome}, but {rung.compared} were compared"
+
+
+@rule("rungs.identity", "Who was compared on the identity rung is who the receipt names.")
+def rungs_identity(view: View) -> Iterator[Finding]:
+    """Two files, and the copy's weights where both sides read a copy; digests are quoted by their first digits."""
+    weights = [model.weights_sha256 for model in view.receipt.models]
+    by_key = {reference.key: reference for reference in view.receipt.references}
+    for i, lane in enumerate(view.receipt.lanes):
+        rung, reference = lane.rung("identity"), by_key.get(lane.reference)
+        if rung is None or rung.outcome != "pass" or reference is None:
+            continue
+        path = f"lanes[{i}].rungs[0]"
+        if rung.compared != 2 + ("both read the same copy" in rung.why):
+            yield f"{path}.compared", f"{rung.compared}, but it says: {rung.why:.60}"
+        if (said := _LIBRARY.search(rung.why)) and not reference.library_sha256.startswith(said[1]):
+            yield f"{path}.why", f"library {said[1]}, but the reference has {reference.library_sha256[:12]}"
+        if (said := _DECODED.search(rung.why)) and not any(digest.startswith(said[1]) for digest in weights):
+            yield f"{path}.why", f"{said[0]}, which no model has"
+
+
 @rule("models.same_weights", "Models with the same ternary weights have the same shape and the same tokenizer.")
 def models_same_weights(view: View) -> Iterator[Finding]:
     """One is a copy of the other in another container."""
@@ -245,3 +278,17 @@ def accuracy_kernels(view: View) -> Iterator[Finding]:
             yield f"accuracy[{i}].kernel", f"no ledger has {row.kernel!r} on {row.weight_type}"
         if limits.setdefault(row.metric, row.limit) != row.limit:
             yield f"accuracy[{i}].limit", f"{row.limit:g}, but {limits[row.metric]:g} elsewhere"
+
+
+@rule("causes.self_check", "An activation that explains a reference is the one that the reference's self-check found.")
+def causes_self_check(view: View) -> Iterator[Finding]:
+    """Two ways of finding out, and one answer."""
+    by_key = {reference.key: reference for reference in view.receipt.references}
+    for i, lane in enumerate(view.receipt.lanes):
+        reference = by_key.get(lane.reference)
+        if lane.cause is None or lane.blame != "reference" or reference is None:
+            continue
+        name, _, value = lane.cause.name.partition("=")
+        found = [answer.found for answer in reference.self_check if answer.question == name]
+        if found and found != [value]:
+            yield f"lanes[{i}].cause.name", f"{lane.cause.name!r:.60}, but the self-check found {found[0]!r:.60}"

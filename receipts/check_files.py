@@ -79,3 +79,13 @@ def tables(view: View) -> Iterator[tuple[int, str, list[Row]]]:
     for i, side in enumerate(view.receipt.side_files):
         if not isinstance(rows := view.tables[i], ReceiptError):
             yield i, side.table, rows
+
+
+def by_lane(view: View, table: str) -> dict[str, list[Row]]:
+    """Rows of a table, by the lane that they belong to."""
+    grouped: dict[str, list[Row]] = {}
+    for _, name, rows in tables(view):
+        if name == table:
+            for row in rows:
+                grouped.setdefault(row["lane"], []).append(row)
+    return grouped

@@ -236,9 +236,8 @@ def references_self_check(view: View) -> Iterator[Finding]:
     """The answer is recorded, not only the verdict."""
     for i, reference in enumerate(view.receipt.references):
         for j, answer in enumerate(reference.self_check):
-            if (answer.outcome == "pass" and answer.expected != answer.found) or (
-                answer.outcome == "fail" and answer.expected == answer.found
-            ):
+            same = answer.expected == answer.found
+            if same != (answer.outcome == "pass") or (answer.found and not same and answer.outcome != "fail"):
                 yield (
                     f"references[{i}].self_check[{j}].outcome",
                     f"{answer.outcome}, but expected {answer.expected!r} and found {answer.found!r}",

@@ -17,6 +17,12 @@ MIN_BITS = 1.585
 #: Weights as float32 with a tenth for scales and padding to whole tiles.
 MAX_BITS = 32 * 1.1
 
+#: Part of the id of kernels that read floating-point weights as they are, and the bytes of each.
+_DENSE = ".dense."
+_WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+#: What padding may add to a matrix.
+PADDING = 0.05
+
 #: Instruction-set word → CPU flags, one of which must be listed (Linux and LLVM spell some differently).
 _FEATURES = {
     "ssse3": ("ssse3",),
@@ -138,6 +144,45 @@ def ledger_bytes(view: View) -> Iterator[Finding]:
         weights = part.passes * model.hyper_parameters.projection_weights
         if not MIN_BITS * weights <= 8 * read <= MAX_BITS * weights:
             yield f"{path}.entries", f"{read} bytes read for {weights} weights"
+
+
+@rule("ledger.dense", "A call of a dense kernel reads each of its weights once, at the width of their type.")
+def ledger_dense(view: View) -> Iterator[Finding]:
+    """Float types have one width; packed ones are `ledger.packed`'s."""
+    for path, part, model in _parts(view):
+        shape = model.hyper_parameters
+        layers = part.passes * shape.projection_weights
+        projections = [entry for entry in part.entries if entry.role == "projection"]
+        for j, entry in enumerate(part.entries):
+            width = _WIDTHS.get(entry.weight_type)
+            if width is None or _DENSE not in entry.kernel:
+                continue
+            weights = entry.calls * shape.n_vocab * shape.n_embd if entry.role == "head" else layers
+            if (entry.role == "head" or len(projections) == 1) and entry.bytes != weights * width:
+                yield f"{path}.entries[{j}].bytes", f"{entry.bytes}, but {weights} weights of {width} bytes were read"
+
+
+@rule("ledger.packed", "A kernel reads weights of one type at one width, in every ledger.")
+def ledger_packed(view: View) -> Iterator[Finding]:
+    """To five hundredths: rows may be padded to whole blocks. And every pass reads the same bytes."""
+    first: dict[tuple[str, str], float] = {}
+    isas: dict[str, str] = {}
+    for path, part, model in _parts(view):
+        weights = part.passes * model.hyper_parameters.projection_weights
+        entries = [entry for entry in part.entries if entry.role == "projection"]
+        for j, entry in enumerate(part.entries):
+            if isas.setdefault(entry.kernel, entry.isa) != entry.isa:
+                yield f"{path}.entries[{j}].isa", f"{entry.isa!r:.60}, but {isas[entry.kernel]!r:.60} elsewhere"
+        if len(entries) != 1 or not weights:
+            continue
+        [entry] = entries
+        width = entry.bytes / weights
+        known = first.setdefault((entry.kernel, entry.weight_type), width)
+        if abs(width - known) > PADDING * known or entry.bytes % part.passes:
+            yield (
+                f"{path}.entries",
+                f"{entry.kernel!r:.60} read {8 * width:.3f} bits a weight, {8 * known:.3f} elsewhere",
+            )
 
 
 @rule("ledger.weight_type", "A kernel works on a type that the model's file has, and on the one its id names.")

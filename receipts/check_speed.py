@@ -98,3 +98,18 @@ def performance_memory(view: View) -> Iterator[Finding]:
     for i, row in enumerate(view.receipt.performance):
         if row.memory_bytes > view.receipt.environment.memory_bytes:
             yield f"performance[{i}].memory_bytes", f"{row.memory_bytes}, but the machine has less"
+
+
+@rule("performance.threads", "Both sides ran on the reference's threads, and the engine alone on as many every time.")
+def performance_threads(view: View) -> Iterator[Finding]:
+    """A reference that says on how many it ran, says so in its details."""
+    declared = {reference.key: reference.detail.get("threads") for reference in view.receipt.references}
+    alone: int | None = None
+    for i, row in enumerate(view.receipt.performance):
+        said = declared.get(row.engine)
+        if said is not None and said != str(row.threads):
+            yield f"performance[{i}].threads", f"{row.threads}, but {row.engine!r:.60} says {said:.20}"
+        if row.what in ("load", "first_token"):
+            alone = row.threads if alone is None else alone
+            if row.threads != alone:
+                yield f"performance[{i}].threads", f"{row.threads}, but {alone} before"

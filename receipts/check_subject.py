@@ -26,6 +26,13 @@ _IMPLIES = {
 }
 #: Activations of the gated feed-forward that any file declares.
 _ACTIVATIONS = ("relu2", "silu", "gelu", "relu")
+#: Architecture → what its contract says: activation unless declared, sub-norms, whether the head is always tied.
+_CONTRACTS = {
+    "bitnet-b1.58": ("relu2", True, True),
+    "bitnet-25": ("relu2", True, True),
+    "bitnet": ("silu", True, True),
+    "llama": ("silu", False, False),
+}
 #: The smallest memory in which a Python with numpy starts.
 _LEAST_MEMORY = 64 * 2**20
 
@@ -107,6 +114,29 @@ def models_files(view: View) -> Iterator[Finding]:
         tensors = sum(n for name, n in model.tensor_types.items() if name.lower() in used)
         if used and tensors < 7 * model.hyper_parameters.n_layer:
             yield f"{path}.tensor_types", f"{tensors} tensors in the types that projections were read in"
+
+
+@rule("models.contract", "A model follows the contract of its architecture, and has the tensors of it and no others.")
+def models_contract(view: View) -> Iterator[Finding]:
+    """The loader refuses what no operation uses. Scales may be tensors of their own, one a projection."""
+    for i, model in enumerate(view.receipt.models):
+        shape, path = model.hyper_parameters, f"models[{i}]"
+        if model.arch not in _CONTRACTS:
+            yield f"{path}.arch", f"{model.arch!r:.60} is none of {', '.join(_CONTRACTS)}"
+            continue
+        activation, sub_norms, tied = _CONTRACTS[model.arch]
+        if shape.sub_norms != sub_norms or (tied and not shape.tied_head):
+            yield (
+                f"{path}.hyper_parameters",
+                f"{model.arch} has {'no ' * (not sub_norms)}sub-norms, or its head is tied",
+            )
+        if model.activation_source == "architecture" and model.activation != activation:
+            yield f"{path}.activation", f"{model.activation}, but that of {model.arch} is {activation}"
+        tensors, needed = sum(model.tensor_types.values()), shape.tensors
+        if tensors not in (needed, needed + 7 * shape.n_layer):
+            yield f"{path}.tensor_types", f"{tensors} tensors, but the architecture has {needed}"
+        if not model.file.startswith(model.name):
+            yield f"{path}.file", f"{model.file!r:.60} is not named as the model is"
 
 
 @rule("models.values", "Hyper-parameters are such as a model can have, and its context holds every case.")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterator
 
-from receipts.check_files import RATIO_TOLERANCE, tables
+from receipts.check_files import RATIO_TOLERANCE, by_lane, tables
 from receipts.lanes import Lane, Rung
-from receipts.rule import Finding, View, rule
+from receipts.rule import Finding, View, key, rule
 from receipts.tables import Row
 
 #: Outputs of the seven projections of a layer: each may be compared a second time, as exact integers.
 PROJECTION_TAPS = frozenset(("q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_down"))
+_AGREES = re.compile(r"agrees at (\d{1,15}) of \d{1,15} positions")
 #: Rung → phase of its rows in the table of positions.
 _PHASES = {"logits": "prefill", "decode": "decode"}
 
@@ -50,10 +52,41 @@ def tables_positions(view: View) -> Iterator[Finding]:
             values = [row["rel_l2"] for row in rows]
             if not values or None in values or rung.measured is None:
                 continue
+            said, same = _AGREES.search(rung.why), sum(row["top1_equal"] for row in rows)
+            if said is not None and int(said[1]) != same:
+                yield f"{path}.why", f"{said[0]!r}, but in the table at {same}"
             word = next((w for w in ("median", "largest") if rung.metric.startswith(w)), "")
             found = statistics.median(values) if word == "median" else max(values)
             if word and not math.isclose(rung.measured, found, rel_tol=RATIO_TOLERANCE):
                 yield f"{path}.measured", f"{rung.measured:g}, but the {word} of the table is {found:g}"
+
+
+@rule("tables.accuracy", "A kernel's accuracy is that of the projections which some lane compared with the oracle.")
+def tables_accuracy(view: View) -> Iterator[Finding]:
+    """Where all projections of a model have one type of weights; mixed ones cannot be told apart in the table."""
+    grouped, models, ledgers = by_lane(view, "operations"), view.models(), view.ledgers()
+    families = {reference.key: reference.family for reference in view.receipt.references}
+    found: dict[tuple[str, str], set[tuple[int, float | None]]] = {}
+    for lane in view.receipt.lanes:
+        rows = [row for row in grouped.get(lane.name, []) if row["tap"] in PROJECTION_TAPS]
+        part = ledgers.get(key(lane.model, lane.numerics))
+        if families.get(lane.reference) != "oracle" or lane.model not in models or part is None or not rows:
+            continue
+        types = {entry.weight_type for entry in part.entries if entry.role == "projection"}
+        ratios = [row["ratio"] for row in rows]
+        worst = None if None in ratios else max(ratios)
+        for name in types if len(types) == 1 else ():
+            rung = lane.rung("operations")
+            found.setdefault((name, rung.metric if rung else ""), set()).add(
+                (sum(row["compared"] for row in rows), worst)
+            )
+        if len(types) != 1:
+            return
+    for i, accuracy in enumerate(view.receipt.accuracy):
+        known = found.get((accuracy.weight_type, accuracy.metric), set())
+        same = [worst for compared, worst in known if compared == accuracy.compared]
+        if known and not any(worst is None or worst == accuracy.measured for worst in same):
+            yield f"accuracy[{i}]", f"no lane compared {accuracy.compared} values and found {accuracy.measured:g}"
 
 
 @rule("tables.located", "The located operation is a row of the table that failed, with the same numbers.")
@@ -61,7 +94,7 @@ def tables_located(view: View) -> Iterator[Finding]:
     """Of the lane. Integer operations have no row."""
     for i, lane in enumerate(view.receipt.lanes):
         found = lane.located
-        rows = [] if found is None else _by_lane(view, "operations").get(lane.name, [])
+        rows = [] if found is None else by_lane(view, "operations").get(lane.name, [])
         if found is None or found.integer or not rows:
             continue
         fitting = [
@@ -83,19 +116,22 @@ def tables_located(view: View) -> Iterator[Finding]:
 def tables_places(view: View) -> Iterator[Finding]:
     """A case may be named with a remark behind a comma."""
     lanes = {lane.name: lane for lane in view.receipt.lanes}
-    lengths: dict[tuple[str, str], int] = {}
-    for case in view.receipt.cases:
-        length = len(case.prompt_ids) + len(case.generated_ids)
-        lengths[case.model, case.name] = max(length, lengths.get((case.model, case.name), 0))
+    lengths = {
+        (key(case.model, case.numerics), case.name): len(case.prompt_ids) + len(case.generated_ids)
+        for case in view.receipt.cases
+    }
     models = view.models()
     for i, table, rows in tables(view):
         for j, row in enumerate(rows):
             lane, path = lanes.get(row["lane"]), f"side_files[{i}]: {table}[{j}]"
             if lane is None:
                 continue  # another rule's finding
-            ids = lengths.get((lane.model, row["case"].partition(", ")[0]))
+            ids = lengths.get((key(lane.model, lane.numerics), row["case"].partition(", ")[0]))
             if ids is None:
-                yield f"{path}.case", f"there is no case {row['case']!r:.60} of model {lane.model!r:.60}"
+                yield (
+                    f"{path}.case",
+                    f"there is no case {row['case']!r:.60} of model {lane.model!r:.60} in the lane's numerics",
+                )
             elif table == "positions" and not 0 <= row["position"] < ids:
                 yield f"{path}.position", f"{row['position']} of {ids} ids"
             if table == "operations" and lane.model in models:
@@ -108,18 +144,9 @@ def tables_places(view: View) -> Iterator[Finding]:
 
 def _rungs(view: View, name: str, table: str) -> Iterator[tuple[str, Lane, Rung, list[Row]]]:
     """Rungs that were judged, of lanes that have rows."""
-    grouped = _by_lane(view, table)
+    grouped = by_lane(view, table)
     for i, lane in enumerate(view.receipt.lanes):
         rows = grouped.get(lane.name, [])
         for j, rung in enumerate(lane.rungs):
             if rung.name == name and rung.outcome in ("pass", "fail") and rung.metric and rows:
                 yield f"lanes[{i}].rungs[{j}]", lane, rung, rows
-
-
-def _by_lane(view: View, table: str) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = {}
-    for _, name, rows in tables(view):
-        if name == table:
-            for row in rows:
-                grouped.setdefault(row["lane"], []).append(row)
-    return grouped

@@ -108,7 +108,7 @@ class SideFile(Record):
         rows: Number of rows.
     """
 
-    table: Literal["operations", "positions", "profiles", "tokens"]
+    table: Literal["operations", "positions", "profiles", "tokens", "runs", "candidates"]
     file: RowsFile
     sha256: Sha256
     bytes: Count

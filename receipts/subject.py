@@ -89,6 +89,11 @@ class HyperParameters(Record):
         return self.n_layer * (n_q + 2 * n_kv + self.n_embd + 2 * self.n_ff + self.n_embd)
 
     @property
+    def tensors(self) -> int:
+        """Seven projections and two norms a layer, embedding and last norm; sub-norms and an untied head beside."""
+        return self.n_layer * (9 + 2 * self.sub_norms) + 2 + (not self.tied_head)
+
+    @property
     def projection_weights(self) -> int:
         """Weights of all seven projections of all layers."""
         n_q, n_kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim

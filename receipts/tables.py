@@ -66,6 +66,27 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "ours": "place",
         "ours_text": "text",
     },
+    "runs": {
+        "lane": "text",
+        "case": "text",
+        "ids_sha256": "text",
+        "rows": "integer",
+        "ours_sha256": "text",
+        "theirs_sha256": "text",
+        "noise_median": "measured",
+        "noise_largest": "measured",
+        "noise_margin": "measured",
+        "noise_nll": "measured",
+    },
+    "candidates": {
+        "lane": "text",
+        "case": "text",
+        "position": "integer",
+        "rank": "integer",
+        "id": "integer",
+        "ours": "measured",
+        "theirs": "measured",
+    },
 }
 #: Edges of histograms above 0, as shares of the largest value of the reference; below 0 they are mirrored, so that
 #: there is one bin more than edges. The outermost bins are open.

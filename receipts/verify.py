@@ -23,7 +23,8 @@ import receipts.check_profiles
 import receipts.check_runs
 import receipts.check_speed
 import receipts.check_subject
-import receipts.check_tables  # noqa: F401  # importing them enters their rules in the table
+import receipts.check_tables
+import receipts.check_witnesses  # noqa: F401  # importing them enters their rules in the table
 from receipts.codec import digest_of
 from receipts.errors import MissingReceiptError, ReceiptError
 from receipts.gate import gate as demands

@@ -22,6 +22,8 @@ from receipts.tables import COLUMNS
 RUNG_COLUMNS = ("lane", "rung", "outcome", "metric", "measured", "limit", "compared", "near_ties", "why")
 LANE_COLUMNS = ("lane", "model", "reference", "required", "outcome", "climbed", "floor_metric", "floor", "floor_how")
 OPERATION_COLUMNS = tuple(COLUMNS["operations"])
+#: Side tables that become frames; the others are the verifier's.
+FRAMED = ("operations", "positions", "profiles", "tokens")
 POSITION_COLUMNS = (*COLUMNS["positions"], "near_tie")
 PROFILE_COLUMNS = tuple(COLUMNS["profiles"])
 TOKEN_COLUMNS = tuple(COLUMNS["tokens"])
@@ -71,9 +73,10 @@ def load(path: str | PathLike[str]) -> tuple[Receipt, Frames]:
     """
     path = Path(path)
     receipt = receipts.read(path)
-    tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in COLUMNS}
+    tables: dict[str, list[Mapping[str, Any]]] = {name: [] for name in FRAMED}
     for side_file in receipt.side_files:
-        tables[side_file.table].extend(receipts.read_table(path, side_file))
+        if side_file.table in FRAMED:
+            tables[side_file.table].extend(receipts.read_table(path, side_file))
     return receipt, frames(receipt, **tables)
 
 
