@@ -41,6 +41,12 @@ MACHINE = re.compile(r"^\.environment\.")
 HEX = re.compile(r"[0-9a-f]{40,64}")
 
 
+#: The rules, those last that go through thousands of rows.
+QUICK_FIRST = sorted(
+    RULES.values(), key=lambda rule: rule.check.__module__.endswith(("_files", "_tables", "_witnesses"))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Original:
     """A receipt that holds, with its side tables in memory."""
@@ -76,7 +82,7 @@ def caught_by(data: Json, tables: tuple[Any, ...], *, digest: bool = True) -> st
 def broken_rule(receipt: Receipt, tables: tuple[Any, ...]) -> str:
     """The first rule of consistency that a receipt breaks, or ""."""
     view = View(receipt, tables, datetime.now(UTC))
-    return next((name for name, rule in RULES.items() if next(iter(rule.check(view)), None) is not None), "")
+    return next((rule.name for rule in QUICK_FIRST if next(iter(rule.check(view)), None) is not None), "")
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------

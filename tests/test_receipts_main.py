@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from bitnet.cli import app as bitnet_app
+from bitnet.cli.main import main as bitnet_main
 from fixtures.receipts.build import HERE
 from receipts.__main__ import main
+from receipts.cli import app
+from receipts.keys import generate
+from receipts.sign import sign
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,3 +200,77 @@ def test_replay_needs_an_engine(call, monkeypatch):
     code, _, err = call("replay", HERE / "valid" / "minimal.json")
     assert code == 4
     assert "python -m crossval replay" in err
+
+
+# ---- as a command of bitnet ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bitnet(monkeypatch, capsys):
+    """`bitnet receipt …` with the entry points that pyproject.toml declares, installed or not."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][bitnet_app.PLUGINS]
+    made = {name: EntryPoint(name, value, bitnet_app.PLUGINS) for name, value in points.items()}
+    monkeypatch.setattr(bitnet_app, "_plugins", lambda: made)
+
+    def call(*arguments):
+        code = bitnet_main(["receipt", *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["valid/full", "valid/gate-failed", "invalid/kernel-mock"])
+def test_bitnet_receipt_is_the_same_command(bitnet, call, name):
+    for command in ("verify", "gate", "explain"):
+        assert bitnet(command, HERE / f"{name}.json") == call(command, HERE / f"{name}.json")
+
+
+def test_an_error_is_told_as_bitnet_tells_its_own(bitnet, tmp_path):
+    code, out, err = bitnet("verify", tmp_path / "none.json")
+    assert (code, out) == (2, "")
+    assert err.startswith("bitnet: ")
+    assert "hint: " in err
+    code, out, _ = bitnet("gate", tmp_path / "none.json", "--format", "json")
+    told = json.loads(out)
+    assert code == 2
+    assert told["exit_code"] == 2
+    jsonschema.validate(told, json.loads((ROOT / "schemas" / "error-1.schema.json").read_text()))
+
+
+def examples():
+    """Every command that a help text gives as an example."""
+    commands = app.registered_commands
+    assert len(commands) == 8
+    for command in commands:
+        found = re.findall(r"python -m receipts ([^;\n]+)", command.callback.__doc__)
+        assert found, command.callback
+        yield from found
+
+
+@pytest.mark.parametrize("example", list(examples()))
+def test_the_examples_of_the_help_work(example, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("receipts.replay.entry_points", lambda group: [])
+    shutil.copytree(HERE / "valid", "ci")
+    shutil.copy("ci/full.json", "ci/inference.json")
+    shutil.copytree("ci", "receipts-of-ci")
+    Path("baseline.json").write_bytes((HERE / "valid" / "minimal.json").read_bytes())
+    Path("gate.toml").write_bytes((ROOT / "receipts" / "policies" / "strict.toml").read_bytes())
+    Path("model.gguf").write_bytes(b"")
+    Path("keys").mkdir()
+    if "keygen" not in example:
+        generate(Path("keys/release"))
+    if "--key" in example:
+        sign(Path("ci/inference.json"), Path("keys/release"))
+        shutil.copy("keys/release.pub", "release.pub")
+    words = shlex.split(example.partition(" > ")[0].replace("~/.config/receipts", "keys"))
+    code, _, err = call(*words)
+    differs = words[0] == "diff" or "release" in words  # the one has other lanes, the other no recent evidence
+    assert code == (4 if "replay" in example else 1 if differs else 0), err
+
+
+def test_help_waits_for_no_check():
+    heavy = ("numpy", "numba", "rich", "jsonschema", "cryptography", "receipts.verify")
+    program = f"import sys, receipts.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -59,6 +59,8 @@ def _typed(error: Exception) -> BitNetError | None:
     """What a user can do something about, or None for a fault of this program."""
     if isinstance(error, BitNetError):
         return error
+    if isinstance(getattr(error, "exit_code", None), int):
+        return _of_plugin(error)
     if isinstance(error, _PARSING):
         return _wrong_usage(error)
     if isinstance(error, MemoryError):
@@ -68,6 +70,14 @@ def _typed(error: Exception) -> BitNetError | None:
             return ResourceLimitError("the disk is full", where=error.filename, remedy="make room and run it again")
         return UsageError(error.strerror, where=error.filename, remedy="check the path and its permissions")
     return None
+
+
+def _of_plugin(error: Exception) -> BitNetError:
+    """An error of another package's command, which brings its exit code, and may say where and what helps."""
+    where = " in ".join(filter(None, (getattr(error, name, "") for name in ("file", "path")))) or None
+    made = BitNetError(getattr(error, "reason", str(error)), where=where, remedy=getattr(error, "remedy", None))
+    made.exit_code = error.exit_code  # type: ignore[attr-defined,misc]  # asked for before; its own, not its class's
+    return made
 
 
 def _wrong_usage(error: Exception) -> UsageError:

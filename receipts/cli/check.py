@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,12 +22,11 @@ from receipts.cli.app import (
 )
 from receipts.errors import SettingError
 from receipts.formats import FORMATS, Format
-from receipts.formats.github import step_summary
-from receipts.formats.table import show
-from receipts.policy import read_policy
-from receipts.replay import CASES, draw_nonce, open_runner
-from receipts.trust import Trust, read_trust, trust_of
-from receipts.verify import ReplayRequest, Report, verify
+from receipts.replay import CASES
+
+if TYPE_CHECKING:
+    from receipts.trust import Trust
+    from receipts.verify import ReplayRequest, Report
 
 
 @app.command("verify")
@@ -58,6 +57,9 @@ def verify_command(
     python -m receipts verify --require-signature --key release.pub;
     python -m receipts verify --replay --format junit > receipt.xml
     """
+    from receipts.policy import read_policy
+    from receipts.verify import verify
+
     request = _request(model, cases, nonce) if replay else None
     signed_by = _trust(trust, key, signers) if require_signature or trust or key else None
     report = verify(path, gate=gate, policy=read_policy(policy) if gate else None, trust=signed_by, replay=request)
@@ -79,6 +81,9 @@ def gate_command(
     python -m receipts gate ci/inference.json --policy gate.toml;
     python -m receipts gate --policy release --format github
     """
+    from receipts.policy import read_policy
+    from receipts.verify import verify
+
     _end(verify(path, policy=read_policy(policy)), output, every=every)
 
 
@@ -101,10 +106,15 @@ def replay_command(
     python -m receipts replay ci/inference.json --model model.gguf;
     python -m receipts replay --cases 0 --nonce 5f1c
     """
+    from receipts.verify import verify
+
     _end(verify(path, gate=False, replay=_request(model, cases, nonce)), output, every=False)
 
 
 def _request(model: list[Path] | None, cases: int, nonce: str) -> ReplayRequest:
+    from receipts.replay import draw_nonce, open_runner
+    from receipts.verify import ReplayRequest
+
     for path in model or ():
         if not path.exists():
             raise SettingError("there is no such file or folder", file=str(path))
@@ -112,6 +122,8 @@ def _request(model: list[Path] | None, cases: int, nonce: str) -> ReplayRequest:
 
 
 def _trust(file: Path | None, keys: list[Path] | None, signers: int) -> Trust:
+    from receipts.trust import read_trust, trust_of
+
     if file is not None and keys:
         raise SettingError("trust is either a file or keys", path="--trust", remedy="enter the keys in the file")
     if file is not None:
@@ -125,10 +137,14 @@ def _trust(file: Path | None, keys: list[Path] | None, signers: int) -> Trust:
 
 def _end(report: Report, output: Format, *, every: bool) -> None:
     if output is Format.TABLE:
+        from receipts.formats.table import show
+
         show(report, every=every)
     else:
         sys.stdout.buffer.write(FORMATS[output](report).encode("utf-8", "replace"))
     if output is Format.GITHUB and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        from receipts.formats.github import step_summary
+
         try:
             with Path(summary).open("a", encoding="utf-8") as stream:
                 stream.write(step_summary(report))

@@ -12,9 +12,6 @@ from typing import Annotated
 import typer
 
 from receipts.cli.app import DEFAULT, PolicyOption, ReceiptPath, app
-from receipts.formats.table import console
-from receipts.policy import read_policy
-from receipts.verify import verify
 
 
 class Form(StrEnum):
@@ -40,6 +37,9 @@ def explain_command(
     Example: python -m receipts explain ci/inference.json
     """
     from receipts.explain import explain
+    from receipts.formats.table import console
+    from receipts.policy import read_policy
+    from receipts.verify import verify
 
     report = verify(path, policy=read_policy(policy))
     sections = explain(report)
@@ -70,6 +70,8 @@ def diff_command(
 
     from receipts.diff import diff
     from receipts.errors import ReceiptError
+    from receipts.formats.table import console
+    from receipts.verify import verify
 
     read = []
     for path in (before, after):
@@ -106,6 +108,7 @@ def history_command(
     """
     from rich.table import Table
 
+    from receipts.formats.table import console
     from receipts.history import history, to_json
 
     entries = history(places)

@@ -1,15 +1,17 @@
-"""What a verifier found, in the forms that people and their tools read: one function a form, report in, text out."""
+"""What a verifier found, in the forms that people and their tools read: one function a form, report in, text out.
+
+A form is imported when it is asked for, so that a help text waits for none of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from receipts.formats.github import workflow_commands
-from receipts.formats.json import to_json
-from receipts.formats.junit import junit
-from receipts.formats.sarif import sarif
-from receipts.verify import Report
+if TYPE_CHECKING:
+    from receipts.verify import Report
 
 
 class Format(StrEnum):
@@ -22,10 +24,18 @@ class Format(StrEnum):
     SARIF = "sarif"
 
 
+def _form(module: str, function: str) -> Callable[[Report], str]:
+    def text(report: Report) -> str:
+        made: str = getattr(import_module(f"receipts.formats.{module}"), function)(report)
+        return made
+
+    return text
+
+
 #: All but the table, which prints itself on a console.
 FORMATS: Mapping[Format, Callable[[Report], str]] = {
-    Format.JSON: to_json,
-    Format.JUNIT: junit,
-    Format.GITHUB: workflow_commands,
-    Format.SARIF: sarif,
+    Format.JSON: _form("json", "to_json"),
+    Format.JUNIT: _form("junit", "junit"),
+    Format.GITHUB: _form("github", "workflow_commands"),
+    Format.SARIF: _form("sarif", "sarif"),
 }
