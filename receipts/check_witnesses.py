@@ -178,25 +178,18 @@ def noise_positions(view: View) -> Iterator[Finding]:
 
 @rule("ties.positions", "A near-tie is where the table says that the sides chose differently, by such a margin.")
 def ties_positions(view: View) -> Iterator[Finding]:
-    """The first one of a case is the engine's own choice there: up to it both sides read the same ids."""
-    compared, cases = by_lane(view, "positions"), _cases(view)
+    """At least the reference's best two apart, and no further than the sides' logits."""
+    compared = by_lane(view, "positions")
     for i, lane in enumerate(view.receipt.lanes):
         at: dict[tuple[str, int], list[Row]] = defaultdict(list)
         for row in compared.get(lane.name, []):
             at[row["case"], row["position"]].append(row)
-        seen: set[str] = set()
         for j, rung in enumerate(lane.rungs):
             for k, tie in enumerate(rung.near_ties):
                 path = f"lanes[{i}].rungs[{j}].near_ties[{k}]"
                 rows = at.get((tie.case, tie.position), [])
                 if at and not any(_fits(row, tie.margin) for row in rows):
                     yield f"{path}.margin", f"no row of the table has such a tie at {tie.position} of {tie.case!r:.60}"
-                case = cases.get((key(lane.model, lane.numerics), tie.case))
-                if case is not None and rung.outcome == "pass" and tie.case not in seen:
-                    step = tie.position - len(case.prompt_ids) + 1
-                    if 0 <= step < len(case.generated_ids) and case.generated_ids[step] != tie.ours:
-                        yield f"{path}.ours", f"{tie.ours}, but the case chose {case.generated_ids[step]} there"
-                seen.add(tie.case)
 
 
 def _fits(row: Row, margin: float) -> bool:

@@ -41,6 +41,7 @@ INSTRUMENTED = (
     *("bitnet.tokenizer_json", "bitnet.tokenizer_model"),
     *("receipts.codec", "receipts.read", "receipts.record", "receipts.summary", "receipts.sign", "receipts.check_runs"),
     *("receipts.check_lanes", "receipts.check_ledger", "receipts.check_agreement", "receipts.check_subject"),
+    *("receipts.check_speed", "receipts.check_witnesses"),
 )
 
 
