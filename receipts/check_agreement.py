@@ -160,13 +160,13 @@ def rungs_why(view: View) -> Iterator[Finding]:
 
 @rule("rungs.judged", "What was not judged has neither measured value nor limit, and what was not tried no count.")
 def rungs_judged(view: View) -> Iterator[Finding]:
-    """Greedy text of near-ties alone was compared, and yet shows nothing."""
+    """What is inconclusive may have compared a little."""
     for i, lane in enumerate(view.receipt.lanes):
         for j, rung in enumerate(lane.rungs):
             path = f"lanes[{i}].rungs[{j}]"
             if not rung.metric and (rung.measured is not None or rung.limit is not None):
                 yield path, "there is a value, but not what it measures"
-            if rung.outcome not in ("pass", "fail") and rung.name != "greedy" and rung.compared:
+            if rung.outcome in ("unsupported", "error") and rung.compared:
                 yield f"{path}.compared", f"{rung.outcome}, but {rung.compared} were compared"
 
 

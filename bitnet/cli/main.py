@@ -59,10 +59,10 @@ def _typed(error: Exception) -> BitNetError | None:
     """What a user can do something about, or None for a fault of this program."""
     if isinstance(error, BitNetError):
         return error
-    if isinstance(getattr(error, "exit_code", None), int):
-        return _of_plugin(error)
     if isinstance(error, _PARSING):
         return _wrong_usage(error)
+    if isinstance(getattr(error, "exit_code", None), int):
+        return _of_plugin(error)
     if isinstance(error, MemoryError):
         return ResourceLimitError("there is not enough memory", remedy="close other programs, or use a smaller model")
     if isinstance(error, OSError) and error.strerror:
