@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from receipts.baseline import machine_kind, ratios
 from receipts.codec import digest_of
-from receipts.errors import MissingReceiptError, ReceiptError, ReceiptLimitError
-from receipts.read import MAX_RECEIPT_BYTES, decode, load, parse
+from receipts.errors import ReceiptError
+from receipts.read import decode, load, parse
 from receipts.record import Receipt
-
-#: Receipts of one folder or file; ten years of a dozen a day.
-MAX_RECEIPTS = 50_000
+from receipts.sources import sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,44 +40,15 @@ class Entry:
 
 
 def history(places: Sequence[Path]) -> tuple[Entry, ...]:
-    """Every receipt in files, folders and JSON Lines, oldest first; what is none is listed with its problem.
+    """Every receipt in files, folders, JSON Lines and archives, oldest first; what is none is listed with its problem.
 
     Raises:
         MissingReceiptError: A place does not exist.
-        ReceiptLimitError: There are more than `MAX_RECEIPTS`.
+        ReceiptLimitError: There are more than `receipts.sources.MAX_RECEIPTS`.
+        ReceiptError: An archive is damaged.
     """
-    found: list[Entry] = []
-    for place in places:
-        for entry in _entries(place):
-            found.append(entry)
-            if len(found) > MAX_RECEIPTS:
-                raise ReceiptLimitError(f"more than {MAX_RECEIPTS} receipts", file=str(place))
+    found = (_entry(name, source) for name, source in sources(places))
     return tuple(sorted(found, key=lambda entry: (entry.timestamp, entry.file)))
-
-
-def _entries(place: Path) -> Iterator[Entry]:
-    if place.is_dir():
-        for path in sorted(place.rglob("*.json")):
-            if path.parent.name != "rows" and path.is_file() and not path.is_symlink():
-                yield _entry(str(path), path)
-    elif not place.is_file():
-        raise MissingReceiptError("there is no such file or folder", file=str(place))
-    elif place.suffix == ".jsonl":
-        yield from _lines(place)
-    else:
-        yield _entry(str(place), place)
-
-
-def _lines(path: Path) -> Iterator[Entry]:
-    with path.open("rb") as stream:
-        number = 0
-        while line := stream.readline(MAX_RECEIPT_BYTES + 1):
-            number += 1
-            name = f"{path}:{number}"
-            if len(line) > MAX_RECEIPT_BYTES:
-                raise ReceiptLimitError(f"is longer than {MAX_RECEIPT_BYTES} bytes", file=name)
-            if line.strip():
-                yield _entry(name, line)
 
 
 def _entry(name: str, source: Path | bytes) -> Entry:

@@ -97,7 +97,7 @@ def diff_command(
 
 @app.command("history")
 def history_command(
-    places: Annotated[list[Path], typer.Argument(metavar="PLACE...", help="Receipts, folders of them, or JSON Lines.")],
+    places: Annotated[list[Path], typer.Argument(metavar="PLACE...", help="Receipts, folders, archives, JSON Lines.")],
     output: FormOption = Form.TABLE,
 ) -> None:
     """List many receipts, oldest first: commit, machine, what passed, decoding speed beside the peer.
