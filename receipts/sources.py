@@ -13,7 +13,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 
@@ -31,6 +31,11 @@ MAX_DIRECTORY = 32 * 2**20
 Source = tuple[str, Path | bytes]
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_COMPRESSED: tuple[tuple[bytes, Callable[[BinaryIO], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+)
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
 
 
@@ -158,13 +163,7 @@ class _Bounded(io.RawIOBase):
 def _tar(place: Path, file: BinaryIO) -> Iterator[tuple[str, int, IO[bytes]]]:
     head = file.read(6)
     file.seek(0)
-    stream: Any = file  # the four have no type in common
-    if head[:2] == b"\x1f\x8b":
-        stream = gzip.GzipFile(fileobj=file)
-    elif head[:3] == b"BZh":
-        stream = bz2.BZ2File(file)
-    elif head == b"\xfd7zXZ\0":
-        stream = lzma.LZMAFile(file)
+    stream: Any = next((opened(file) for magic, opened in _COMPRESSED if head.startswith(magic)), file)
     unpacked = 0
     with tarfile.open(fileobj=_Bounded(place, stream), mode="r:") as archive:
         for n, member in enumerate(archive, 1):
