@@ -46,6 +46,34 @@ def summary_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
     sys.stdout.buffer.write(summary(receipts.read(receipt)).encode())
 
 
+@app.command(name="history")
+def history_command(
+    places: Annotated[
+        list[Path], typer.Argument(metavar="PLACE...", help="Receipts, folders, archives (zip, tar), JSON Lines.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the page and its pictures.")] = Path("build/history"),
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read; 0 for as many as there are cores.")] = 0,
+    verified: Annotated[bool, typer.Option("--verified", help="Recompute each digest; twenty times slower.")] = False,
+) -> None:
+    """Show drift, speed and memory of many receipts over time, with the places where they changed.
+
+    Writes history.html (one file, no network) and a picture of each kind. Exit codes: 0 written; 2 wrong usage or no
+    such place; 5 none of them is a receipt.
+
+    Example: python -m reports history receipts-of-ci.zip
+    """
+    from reports.history import read
+    from reports.history_page import default_workers, write_history
+
+    found = read(places, workers=workers or default_workers(), verified=verified)
+    good = int((found.receipts["problem"] == "").sum())
+    page, pictures = write_history(found, out)
+    print(f"{good} receipts, {len(found.receipts) - good} not read, {len(found.changes)} changes")
+    print(f"wrote {len(pictures)} pictures")
+    print(f"history: {page}")
+    raise typer.Exit(0 if good else 5)
+
+
 @app.command(name="roofline")
 def roofline_command(
     document: Annotated[Path, typer.Argument(help="What `bitnet benchmark … --out` wrote.")],

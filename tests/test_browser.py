@@ -8,11 +8,14 @@ import os
 from pathlib import Path
 
 import browser as chromium
+import history_sample
 import pytest
 import reports_sample as sample
 
 from reports.crossval_page import crossval_page
 from reports.frames import load
+from reports.history import read
+from reports.history_page import history_page
 
 pytestmark = [
     pytest.mark.browser,
@@ -197,3 +200,61 @@ def test_paper_shows_the_verdict_and_no_controls(browser, report):
     assert not browser.one("#lane").is_displayed()
     assert not browser.one("nav").is_displayed()
     assert browser.overflow() == 0
+
+
+# ---- history -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("history")
+    page = folder / "history.html"
+    page.write_text(history_page(read([history_sample.write(folder)])), encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize("size", [chromium.WIDE, chromium.NARROW])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_history_has_no_error_no_overflow_and_can_be_read(browser, history, size, dark):
+    browser.open(history, size, dark=dark)
+    assert browser.errors() == []
+    assert browser.overflow() == 0
+    assert browser.unreadable() == []
+    browser.picture(PICTURES / f"history-{size[0]}-{'dark' if dark else 'light'}.png")
+
+
+def test_the_history_opens_with_what_changed(browser, history):
+    browser.open(history)
+    assert "worse" in browser.text("#about")
+    assert len(browser.all("#chart line.change")) == 1
+    assert len(browser.all("#chart line.median")) == 2
+    assert len(browser.all("#chart circle")) == history_sample.N
+
+
+def test_the_history_is_walked_by_keys_and_by_mouse(browser, history):
+    browser.open(history)
+    browser.run("document.querySelector('#chart').focus()")
+    assert browser.focused()["aria-valuenow"] == str(history_sample.N - 1)
+    browser.press("home", "arrow_right", "arrow_right")
+    assert browser.focused()["aria-valuenow"] == "2"
+    assert browser.focused()["aria-valuetext"] == browser.text("#readout")
+    assert browser.text("#readout").startswith("2026-01-01 12:00, commit 00000")
+    browser.press("end", "arrow_right")
+    assert browser.focused()["aria-valuenow"] == str(history_sample.N - 1)
+    browser.one("#chart").click()
+    assert abs(int(browser.focused()["aria-valuenow"]) - history_sample.N // 2) <= 3
+    assert browser.errors() == []
+
+
+def test_a_change_leads_to_its_series(browser, history):
+    browser.open(history)
+    [link, *_] = [one for one in browser.all("[data-series]") if "prefill" in one.get_attribute("data-series")]
+    name = link.get_attribute("data-series")
+    link.click()
+    assert name in browser.run("const s = document.querySelector('#series'); return s.options[s.selectedIndex].text")
+    for kind in range(3):
+        browser.select("#kind", kind)
+        for series in range(browser.run("return document.querySelector('#series').length")):
+            browser.select("#series", series)
+            assert browser.all("#chart circle")
+    assert browser.errors() == []
