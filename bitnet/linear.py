@@ -222,6 +222,20 @@ class Backend:
         for other in others:
             other.result()
 
+    def share(self, work: int, run: Callable[[int], None]) -> None:
+        """Call `run(thread)` in as many threads as the `work` is worth; each takes of it what the others have left.
+
+        A thread that has not begun when the first has found nothing more to do is not waited for.
+        """
+        n = max(1, min(self.n_threads, work // _MIN_SHARE))
+        if n > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+        others = [self._pool.submit(run, i) for i in range(1, n)] if self._pool is not None else []
+        run(0)
+        for other in others:
+            if not other.cancel():
+                other.result()
+
     def together(self, run: Callable[[int, int], None]) -> None:
         """Call `run(thread, n_threads)` in all threads at once."""
         if self._pool is None and self.n_threads > 1:

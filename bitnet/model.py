@@ -17,7 +17,6 @@ from bitnet.compiled import CompiledLayers, compile_layers
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF
-from bitnet.kernels import instruction_set
 from bitnet.kernels.ledger import KernelUse
 from bitnet.linear import Activations, Backend, DenseMatrix, Float32, Int8Matrix, Matrix, head_rounding, round_f16
 from bitnet.rope import rotary_tables
@@ -165,9 +164,9 @@ class Network:
             kernel=f"{self.backend.device}.screen.{rounding}",
             role="head",
             weight_type=head.type_name,
-            isa=instruction_set(self.backend.device),
+            isa=self.backend.variant.isa,
         )
-        n_bytes = screen.n_bytes + sum(b.rescored for b in best) * head.n_bytes // head.n_row
+        n_bytes = screen.n_bytes + sum(b.n_bytes for b in best)
         self.backend.ledger.add(use, rows=len(best) * head.n_row, n_bytes=n_bytes)
         return [Candidates(ids=b.ids, logits=b.logits) for b in best]
 

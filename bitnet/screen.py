@@ -1,12 +1,14 @@
 """The exact best k logits without reading the whole head: integer rows bound every logit, few rows are computed.
 
 Let w be a row of the head (float16, bfloat16 or float32, exact as real numbers), x the input, and y the logit as
-`kernels.head.dense_row` computes it. Kept for every row are small integers c with a scale s, ŵ = c · s, and
+`kernels.head.dense_row` computes it. Kept for every row are integers c of 8 bits with a scale s. Those are held in two
+parts, c = 4h + l − 128, so that the upper six bits can be read without the lower two, as ĉ = 4h − 126.5. Let d be c or
+ĉ, ŵ = d · s, and
 
-    E ≥ ‖w − ŵ‖,    N ≥ ‖ŵ‖.
+    E ≥ ‖w − ŵ‖ (one number for each of the two),    N ≥ ‖ŵ‖ (one for both).
 
-For an input, integers q with a step t (a power of two), x̂ = q · t, and X ≥ ‖x‖, D ≥ ‖x − x̂‖. The integer product c ·
-q is exact: |q| ≤ A with A · levels · n < 2^31. Let ŷ = s · t · (c · q).
+For an input, integers q with a step t (a power of two), x̂ = q · t, and X ≥ ‖x‖, D ≥ ‖x − x̂‖. The product of integers
+2d · q is exact: its parts h · q and l · q stay below 2^31, because 64 · |q| · n does. Let ŷ = s · t · (d · q).
 
 **Claim.** |y − ŷ| ≤ B = E · (1 + γ) · X + N · (D + γ · X) + η, with u = 2^-24, m = n / 16 + 4, γ = m·u / (1 − m·u), η
 = n · 2^-149.
@@ -18,17 +20,27 @@ at most 2^-150 more. Additions that give subnormal numbers are exact. So |y − 
 (N + E) · X, and inputs where that could reach 2^127 are not screened. (b) w·x − ŷ = (w − ŵ)·x + ŵ·(x − x̂), at most E
 · X + N · D. The two together are B. ∎
 
-**Rounding of the bound itself.** All of it is computed in float64, whose unit is 2^-53. Errors and norms are sums of
-fewer than 2^20 squares, so a relative 2^-30 covers them, and another 2^-30 the few operations on bounds; ŷ takes two
-roundings, at most 2^-51 · |ŷ| ≤ 2^-51 · N · (X + D), and so does each sum ŷ ± B; 2^-48 · N · (X + D) is added for all
-of them. x − x̂ is exact: t is a power of two, and where q_i ≠ 0, x_i and q_i · t span less than 53 bits. w − c · s is
-rounded once, relative to itself.
+Bounding w − ŵ as a whole is tighter than bounding w − c · s and what l adds each for itself: the two are nearly at
+right angles, and ‖w − ĉ · s‖ is hardly more than the larger of them.
 
-**Selection.** Let L be the k-th largest lower bound ŷ − B. At least k rows have y ≥ L. A row whose upper bound lies
-below L has y < L, so it is not among the best k, whatever the order among equal logits; every other row is computed
-exactly as the full head computes it. Hence ids, order and bits are those of the full head. A row that has no bound
-(its weights are not finite) is always computed, and so is everything where x is zero or not finite, or where so many
-rows are left that the full pass is cheaper.
+**Rounding of the bound itself.** All of it is computed in float64, whose unit is 2^-53; E and N are kept in float32,
+rounded up. Errors and norms are sums of fewer than 2^20 squares, so a relative 2^-30 covers them, and another 2^-30 the
+few operations on bounds; ŷ takes two roundings, at most 2^-51 · |ŷ| ≤ 2^-51 · N · (X + D), and so does each sum ŷ ± B;
+2^-48 · N · (X + D) is added for all of them. x − x̂ is exact: t is a power of two, and where q_i ≠ 0, x_i and q_i · t
+span less than 53 bits. w − d · s is rounded once, relative to itself (2d has 8 bits, s has 24).
+
+**Selection.** In three steps:
+
+1. The upper bounds ŷ + B of all rows from ĉ: six bits a weight are read. The k rows whose ŷ is largest, of those that
+   have a bound, are computed as the full head computes them; L is the smallest of their logits.
+2. Rows whose upper bound reaches L get another one from c: two bits more of those rows are read.
+3. Rows whose second bound reaches L are computed, and the best k of them are the result.
+
+At least k rows have y ≥ L, whichever rows those of step 1 are: a poor choice costs time alone. A row one of whose upper
+bounds lies below L has y < L, so it is not among the best k, whatever the order among equal logits; every other row is
+computed exactly as the full head computes it. Hence ids, order and bits are those of the full head. A row that has no
+bound (its weights are not finite) is always computed, and so is everything where x is zero or not finite, where fewer
+than k rows have bounds, or where so many rows are left that the full pass is cheaper.
 """
 
 from __future__ import annotations
@@ -41,10 +53,13 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from bitnet.kernels.row_tiles import aligned
 from bitnet.linear import Backend, DenseMatrix, Float32, Matrix
 
-#: Largest magnitude of a code.
-LEVELS = 127
+#: Codes whose planes are stored together.
+_GROUP = 128
+#: Largest magnitude of an activation: 128 a + b with a ≤ 64 and b ≤ 63.
+_AMPLITUDE = 128 * 64 + 63
 #: Rows computed one by one cost more than the whole head in order, beyond this share of them.
 _FULL_PASS = 1 / 8
 _SLACK = 1 + 2.0**-30
@@ -52,34 +67,48 @@ _SLACK = 1 + 2.0**-30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screen:
-    """A head's rows as small integers.
+    """A head's rows as small integers, c = 4h + l − 128.
 
     Attributes:
         matrix: The head itself, with the tensor scale 1.
-        codes: [n_row, n_col padded to 32] int8.
+        high, low: h and l of [n_row, n_col padded to 128] codes, packed into 6 and 2 bits (`kernels.planes`).
         scale: [n_row] f32.
-        error, norm: [n_row] f64, E and N of the module's text.
+        coarse, error, norm: [n_row] f32: E of the module's text for 4h − 126.5, and for c; N.
         largest: The largest finite N + E.
     """
 
     matrix: DenseMatrix
-    codes: NDArray[np.int8]
+    high: NDArray[np.uint8]
+    low: NDArray[np.uint8]
     scale: Float32
-    error: NDArray[np.float64]
-    norm: NDArray[np.float64]
+    coarse: Float32
+    error: Float32
+    norm: Float32
     largest: float
+
+    @property
+    def width(self) -> int:
+        """Codes of a row, with the padding."""
+        return 4 * int(self.low.shape[1])
 
     @property
     def n_bytes(self) -> int:
         """Bytes read to bound all logits."""
-        return self.codes.nbytes + self.scale.nbytes + self.error.nbytes + self.norm.nbytes
+        return self.high.nbytes + 4 * self.scale.nbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """An input as integers, with the constants of the bound c0 + c1 · E + c2 · N."""
+    """An input as integers, with the constants of the bound c0 + c1 · E + c2 · N.
 
-    q: NDArray[np.int16]
+    Attributes:
+        q: [2, width] int8: 128 q[0] + q[1] is the integer.
+        total: Their sum.
+        step, c0, c1, c2: Of the bound.
+    """
+
+    q: NDArray[np.int8]
+    total: int
     step: float
     c0: float
     c1: float
@@ -93,11 +122,15 @@ class Top:
     Attributes:
         ids: [k] by falling logit, equal ones by rising id; NaN counts as −∞.
         logits: [k] f32, the bits of the full head.
+        n_bytes: Bytes that were read for them beyond `Screen.n_bytes`: of refined and of computed rows.
+        refined: Rows that were bounded a second time.
         rescored: Rows that were computed from the head's own weights.
     """
 
     ids: NDArray[np.int64]
     logits: Float32
+    n_bytes: int
+    refined: int
     rescored: int
 
 
@@ -105,45 +138,43 @@ def build(matrix: Matrix, backend: Backend) -> Screen | None:
     """The integer rows of a head, or None where it has none: only float rows without a tensor scale are screened."""
     if not isinstance(matrix, DenseMatrix) or matrix.scale != 1 or backend.device != "cpu":
         return None
-    width = -(-matrix.n_col // 32) * 32
-    codes = np.zeros((matrix.n_row, width), np.int8)
-    scale = np.empty(matrix.n_row, np.float32)
-    error, norm = np.empty(matrix.n_row), np.empty(matrix.n_row)
+    n_row, groups = matrix.n_row, -(-matrix.n_col // _GROUP)
+    high, low = aligned((n_row, groups * _GROUP * 3 // 4)), aligned((n_row, groups * _GROUP // 4))
+    scale = np.empty(n_row, np.float32)
+    bounds = np.empty((3, n_row))
     kernel = _kernels().quantise_rows
     backend.split(
-        matrix.n_row,
-        matrix.n_row * matrix.n_col,
-        lambda row, end: kernel(matrix.data, LEVELS, row, end, codes, scale, error, norm),
+        n_row,
+        n_row * matrix.n_col,
+        lambda row, end: kernel(matrix.data, row, end, high, low, scale, *bounds),
     )
-    error *= _SLACK
-    norm *= _SLACK
-    finite = error < np.inf
-    largest = float((error + norm)[finite].max()) if finite.any() else 0.0
-    return Screen(matrix=matrix, codes=codes, scale=scale, error=error, norm=norm, largest=largest)
+    coarse, error, norm = (_rounded_up(bound * _SLACK) for bound in bounds)
+    both = error.astype(np.float64) + norm
+    largest = float(both[both < np.inf].max(initial=0.0))
+    return Screen(
+        matrix=matrix, high=high, low=low, scale=scale, coarse=coarse, error=error, norm=norm, largest=largest
+    )
 
 
 def prepare(screen: Screen, x: Float32) -> Input | None:
     """An input [n_col] f32 as integers; None where nothing is proven: it is zero or not finite, or could overflow."""
-    n, width = len(x), screen.codes.shape[1]
+    n, width = len(x), screen.width
     most = float(np.abs(x).max())
     if not 0 < most < np.inf:
         return None
-    amplitude = min(32767, (2**31 - 1) // (LEVELS * width))
+    amplitude = min(_AMPLITUDE, (2**31 - 1) // (64 * width))
     step = 2.0 ** math.ceil(math.log2(most / amplitude))
     step = step if most <= step * amplitude else 2 * step
-    exact = x.astype(np.float64)
-    q = np.rint(exact / step)
-    size = math.sqrt(float(exact @ exact)) * _SLACK
-    missed = exact - q * step
-    residue = math.sqrt(float(missed @ missed)) * _SLACK
+    q, found = np.zeros((2, width), np.int8), np.empty(3)
+    _kernels().quantise_input(x, step, q, found)
+    size, residue = (math.sqrt(square) * _SLACK for square in found[1:].tolist())
     rounding = (n / 16 + 4) * 2.0**-24
     gamma = rounding / (1 - rounding)
     if amplitude < 127 or rounding > 0.01 or (1 + gamma) * screen.largest * size >= 2.0**127:
         return None
-    codes = np.zeros(width, np.int16)
-    codes[:n] = q
     return Input(
-        q=codes,
+        q=q,
+        total=int(found[0]),
         step=step,
         c0=n * 2.0**-148,
         c1=(1 + gamma) * size * _SLACK,
@@ -162,10 +193,10 @@ def top(screen: Screen, x: Float32, counts: Sequence[int], backend: Backend) -> 
     """
     x = np.ascontiguousarray(x, np.float32)
     kept = _candidates(screen, x, counts, backend)
-    return [_best(screen, row, k, rows, backend) for row, k, rows in zip(x, counts, kept, strict=True)]
+    return [_best(screen, row, k, *rows, backend) for row, k, rows in zip(x, counts, kept, strict=True)]
 
 
-def _best(screen: Screen, x: Float32, k: int, rows: NDArray[np.int64] | None, backend: Backend) -> Top:
+def _best(screen: Screen, x: Float32, k: int, rows: NDArray[np.int64] | None, refined: int, backend: Backend) -> Top:
     """The best k of some rows of the head, or of all."""
     matrix = screen.matrix
     n_row, n_col = matrix.n_row, matrix.n_col
@@ -174,41 +205,100 @@ def _best(screen: Screen, x: Float32, k: int, rows: NDArray[np.int64] | None, ba
         backend.split(n_row, n_row * n_col, lambda i, j: dense(matrix.data, x[None], i, j, logits))
         rows, found = np.arange(n_row), logits[0]
     else:
-        kept, found = rows, np.empty(len(rows), np.float32)
-        kernel = _kernels().dense_at
-        backend.split(len(kept), len(kept) * n_col, lambda i, j: kernel(matrix.data, x, kept, i, j, found))
+        found = _logits(screen, x, rows, backend)
     ranked = np.where(np.isnan(found), np.float32(-np.inf), found)
     order = np.lexsort((rows, -ranked))[:k] if k > 1 else np.array([ranked.argmax()])
-    return Top(ids=rows[order], logits=found[order], rescored=len(rows))
+    n_bytes = refined * screen.low.shape[1] + len(rows) * matrix.n_bytes // n_row
+    return Top(ids=rows[order], logits=found[order], n_bytes=n_bytes, refined=refined, rescored=len(rows))
 
 
-def _candidates(screen: Screen, x: Float32, counts: Sequence[int], backend: Backend) -> list[NDArray[np.int64] | None]:
-    """For each input the rows, rising, that may be among its best; None where all must be computed."""
-    n_row = screen.matrix.n_row
-    prepared = [prepare(screen, row) if k < n_row else None for row, k in zip(x, counts, strict=True)]
-    usable = [p for p in prepared if p is not None]
-    found: list[NDArray[np.int64] | None] = [None] * len(x)
-    if not usable:
-        return found
-    lower, upper = np.empty((2, len(usable), n_row))
-    q = np.stack([p.q for p in usable])
-    constants = [np.array([getattr(p, name) for p in usable]) for name in ("step", "c0", "c1", "c2")]
-    rows, kernel = (screen.codes, screen.scale, screen.error, screen.norm), _kernels().screen
-    work = screen.codes.size * len(usable)
-    backend.split(n_row, work, lambda i, j: kernel(*rows, q, *constants, i, j, lower, upper))
-    places = iter(range(len(usable)))
-    for t, k in enumerate(counts):
-        if prepared[t] is None:
-            continue
-        place = next(places)
-        low = lower[place]
-        threshold = low.max() if k == 1 else np.partition(low, n_row - k)[n_row - k]
-        kept = np.flatnonzero(upper[place] >= threshold)
-        found[t] = kept if len(kept) <= max(k, n_row * _FULL_PASS) else None
+def _logits(screen: Screen, x: Float32, rows: NDArray[np.int64], backend: Backend) -> Float32:
+    """The logits of some rows, as the full head computes them."""
+    from bitnet.kernels import head
+
+    matrix, found = screen.matrix, np.empty(len(rows), np.float32)
+    backend.split(len(rows), len(rows) * matrix.n_col, lambda i, j: head.dense_at(matrix.data, x, rows, i, j, found))
     return found
 
 
-def _kernels() -> ModuleType:
-    from bitnet.kernels import head
+def _candidates(
+    screen: Screen, x: Float32, counts: Sequence[int], backend: Backend
+) -> list[tuple[NDArray[np.int64] | None, int]]:
+    """For each input the rows, rising, that may be among its best, None for all; and how many were bounded twice."""
+    n_row = screen.matrix.n_row
+    prepared = [prepare(screen, row) if k < n_row else None for row, k in zip(x, counts, strict=True)]
+    places = [t for t, p in enumerate(prepared) if p is not None]
+    found: list[tuple[NDArray[np.int64] | None, int]] = [(None, 0)] * len(x)
+    if not places:
+        return found
+    bounds = _Bounds(screen, [p for p in prepared if p is not None], [counts[t] for t in places], backend)
+    for i, t in enumerate(places):
+        k = counts[t]
+        least = bounds.threshold(i, x[t])
+        if least == -np.inf:
+            continue
+        rows, refined = bounds.reaching(i, least)
+        found[t] = (rows if len(rows) <= max(k, n_row * _FULL_PASS) else None), refined
+    return found
 
-    return head
+
+class _Bounds:
+    """The first pass over all rows for some inputs, and the second over those that are left."""
+
+    def __init__(self, screen: Screen, inputs: Sequence[Input], counts: Sequence[int], backend: Backend) -> None:
+        s, n_row, n, most = screen, screen.matrix.n_row, len(inputs), max(counts)
+        self._screen, self._backend, self._counts = screen, backend, np.array(counts)
+        self._q = aligned((n, 2, screen.width)).view(np.int8)
+        self._q[:] = [p.q for p in inputs]
+        self._total = np.array([p.total for p in inputs])
+        self._constants = np.array([(p.step, p.c0, p.c1, p.c2) for p in inputs])
+        self._sums = np.empty((n, n_row), np.int32)
+        self._highest = np.empty((n, -(-n_row // _kernels().BLOCK)))
+        self._values = np.full((backend.n_threads, n, most), -np.inf)
+        self._rows = np.empty((backend.n_threads, n, most), np.int64)
+        counter = _kernels().new_counter()
+
+        def run(thread: int) -> None:
+            _kernels().bound(
+                backend.variant, s.high, s.scale, s.coarse, s.norm, self._q, self._total, self._constants, counter,
+                self._sums, self._highest, self._counts, self._values[thread], self._rows[thread],
+            )  # fmt: skip
+
+        backend.share(n * n_row * screen.width, run)
+
+    def threshold(self, i: int, x: Float32) -> float:
+        """A number that enough logits of input i reach; −∞ if too few rows have a bound."""
+        found = np.empty(1, np.float32)
+        heaps = self._values[:, i], self._rows[:, i]
+        _kernels().threshold(self._screen.matrix.data, x, self._counts[i], *heaps, found)
+        return float(found[0])
+
+    def reaching(self, i: int, least: float) -> tuple[NDArray[np.int64], int]:
+        """The rows, rising, whose logits for input i may be `least` or more; how many were bounded twice for that."""
+        s, one, counter = self._screen, slice(i, i + 1), _kernels().new_counter()
+        blocks = np.flatnonzero(self._highest[i] >= least)
+        shares: list[tuple[NDArray[np.int64], int]] = []
+
+        def run(_thread: int) -> None:
+            kept, found = np.empty(len(blocks) * _kernels().BLOCK, np.int64), np.empty(2, np.int64)
+            _kernels().refine(
+                self._backend.variant, s.low, s.scale, s.coarse, s.error, s.norm, self._q[one], self._total[one],
+                self._constants[i], self._sums[i], blocks, counter, least, kept, found,
+            )  # fmt: skip
+            shares.append((kept[: found[1]], int(found[0])))
+
+        self._backend.share(len(blocks) * s.low.shape[1], run)
+        return np.sort(np.concatenate([rows for rows, _ in shares])), sum(refined for _, refined in shares)
+
+
+def _rounded_up(values: NDArray[np.float64]) -> Float32:
+    """The least float32 that are not below."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    return np.where(nearest < values, np.nextafter(nearest, np.float32(np.inf)), nearest)
+
+
+def _kernels() -> ModuleType:
+    from bitnet.kernels import screening
+
+    return screening

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from bitnet import screen
 from bitnet.kernels import head as kernels
+from bitnet.kernels.variants import VARIANTS, runs_here
 from bitnet.linear import Backend, DenseMatrix, Int8Matrix
 
 BACKEND = Backend("cpu", 2)
+HERE = [v for v in VARIANTS.values() if runs_here(v) and v.layout == "2-bit"]
 KINDS = ("f16", "bf16", "f32")
 FEW = settings(max_examples=30, deadline=None)
 
@@ -152,7 +154,8 @@ def test_rows_that_are_not_finite_are_always_computed(bad):
     w[100:120, 5] = bad
     x = rng.standard_normal(64).astype(np.float32)
     assert agrees(head(w), x, ks=(1, 5, 30))
-    assert np.isinf(screen.build(head(w), BACKEND).error[100:120]).all()
+    built = screen.build(head(w), BACKEND)
+    assert np.isinf([built.coarse[100:120], built.error[100:120]]).all()
 
 
 def test_padded_vocabulary_and_rows_of_very_different_size():
@@ -163,14 +166,29 @@ def test_padded_vocabulary_and_rows_of_very_different_size():
     assert agrees(head(-np.abs(w)), np.ones(64, np.float32))  # the padding wins
 
 
-def bounds(matrix, x):
-    built = screen.build(matrix, BACKEND)
+def codes(built):
+    """h in 0..63 and l in 0..3 of every row, [n_row, width], as `kernels.planes` describes their bytes."""
+    x, y, z = np.moveaxis(built.high.reshape(len(built.high), -1, 3, 32), 2, 0)
+    last = x >> 6 | (y >> 6) << 2 | (z >> 6) << 4
+    high = np.stack([x & 63, y & 63, z & 63, last], 2)
+    low = built.low.reshape(len(built.low), -1, 1, 32) >> np.array([0, 2, 4, 6], np.uint8).reshape(4, 1) & 3
+    return high.reshape(len(high), -1).astype(np.int64), low.reshape(len(low), -1).astype(np.int64)
+
+
+def integers(p):
+    return 128 * p.q[0].astype(np.int64) + p.q[1]
+
+
+def bounds(built, x):
+    """Lower and upper bounds of all logits from 4h − 126.5, and from the whole codes, by numpy."""
     p = screen.prepare(built, x)
-    lower, upper = np.empty((2, 1, matrix.n_row))
-    constants = (np.array([value]) for value in (p.step, p.c0, p.c1, p.c2))
-    rows = (built.codes, built.scale, built.error, built.norm)
-    kernels.screen(*rows, p.q[None], *constants, 0, matrix.n_row, lower, upper)
-    return lower[0], upper[0]
+    high, low = codes(built)
+    pairs = []
+    for code, error in ((4 * high - 126.5, built.coarse), (4.0 * high + low - 128, built.error)):
+        centre = (code @ integers(p)) * (p.step * built.scale.astype(np.float64))
+        margin = p.c0 + p.c1 * error.astype(np.float64) + p.c2 * built.norm.astype(np.float64)
+        pairs.append((centre - margin, centre + margin))
+    return pairs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -180,12 +198,121 @@ def test_every_logit_lies_within_its_bounds_and_they_are_not_loose(kind, seed, l
     rng = np.random.default_rng(seed)
     matrix = head(rng.standard_normal((200, 256)), kind)
     x = (rng.standard_normal(256) * 10.0**log_x).astype(np.float32)
-    lower, upper = bounds(matrix, x)
     logits = full(matrix, x).astype(np.float64)
-    assert (lower <= logits).all()
-    assert (logits <= upper).all()
-    if log_x > -40:
-        assert ((upper - lower) < 0.5 * logits.std()).all()
+    for (lower, upper), loose in zip(bounds(screen.build(matrix, BACKEND), x), (2.0, 0.5), strict=True):
+        assert (lower <= logits).all()
+        assert (logits <= upper).all()
+        if log_x > -40:
+            assert ((upper - lower).max() / logits.std()) < loose
+
+
+@pytest.mark.parametrize("variant", HERE, ids=lambda v: v.id)
+@given(
+    seed=st.integers(0, 2**32),
+    n_row=st.integers(1, 150),
+    n_col=st.sampled_from([16, 128, 144, 400]),
+    n=st.integers(1, 5),
+    n_threads=st.integers(1, 3),
+)
+@settings(max_examples=20, deadline=None)
+def test_both_passes_bound_what_they_should(variant, seed, n_row, n_col, n, n_threads):
+    """Every variant, alone and with other inputs: the bounds of numpy, and the rows that they leave."""
+    rng = np.random.default_rng(seed)
+    backend = Backend("cpu", n_threads, chosen=variant)
+    built = screen.build(head(rng.standard_normal((n_row, n_col))), backend)
+    x = rng.standard_normal((n, n_col)).astype(np.float32)
+    counts = rng.integers(1, n_row + 1, n).tolist()
+    found = screen._Bounds(built, [screen.prepare(built, row) for row in x], counts, backend)
+    logits = [full(built.matrix, row) for row in x]
+    for i, k in enumerate(counts):
+        (_, coarse), (_, upper) = bounds(built, x[i])
+        padded = np.pad(coarse, (0, -n_row % 16), constant_values=-np.inf).reshape(-1, 16)
+        assert found._highest[i] == pytest.approx(padded.max(axis=1), rel=1e-13)  # order of two float64 additions
+        least = found.threshold(i, x[i])
+        assert np.count_nonzero(logits[i] >= least) >= k
+        assert least >= np.sort(logits[i])[0]
+        for limit in (least, float(rng.choice(coarse)) * (1 - 1e-9), -np.inf, np.inf):
+            rows, refined = found.reaching(i, limit)
+            assert rows.tolist() == np.flatnonzero((coarse >= limit) & (upper >= limit)).tolist()
+            assert refined == np.count_nonzero(coarse >= limit)
+
+
+@pytest.mark.parametrize("variant", HERE, ids=lambda v: v.id)
+@pytest.mark.parametrize("n_col", [256, 2560, 6912])
+def test_sums_of_extremes_are_exact(variant, n_col):
+    """All codes and activations as large as they can be, of either sign."""
+    matrix = head(np.repeat([[1.0], [-1.0]], [3, 3], axis=0) * np.ones((6, n_col)))
+    backend = Backend("cpu", 1, chosen=variant)
+    built = screen.build(matrix, backend)
+    high, low = codes(built)
+    assert set(np.unique(4 * high + low - 128)) == {-127, 127}
+    most = min(screen._AMPLITUDE, (2**31 - 1) // (64 * n_col))
+    for a, b in ((64, 63), (-64, -64), (most, None), (-most, None)):
+        q = np.empty((2, n_col), np.int8)
+        q[0], q[1] = (a, b) if b is not None else ((a + 64) >> 7, ((a + 64) & 127) - 64)
+        p = screen.prepare(built, np.ones(n_col, np.float32))
+        p = replace(p, q=q, total=int((128 * q[0].astype(np.int64) + q[1]).sum()))
+        if abs(p.total) * 64 > 2**31 - 1:
+            continue
+        everything = replace(built, coarse=np.full_like(built.coarse, np.inf))  # to be looked at twice
+        found = screen._Bounds(everything, [p, p, p], [1, 1, 1], backend)
+        assert (found._sums == high @ integers(p)).all()
+        product = (4 * high + low - 128) @ integers(p) * (p.step * built.scale.astype(np.float64))
+        upper = product + (p.c0 + p.c1 * built.error.astype(np.float64) + p.c2 * built.norm.astype(np.float64))
+        for i in range(3):
+            for limit in (upper.max(), upper.min()):
+                rows, _ = found.reaching(i, float(limit))
+                assert rows.tolist() == np.flatnonzero(upper >= limit).tolist()
+
+
+@given(seed=st.integers(0, 2**32), n_col=st.sampled_from([16, 112, 128, 272]))
+@FEW
+def test_planes_hold_the_nearest_codes(seed, n_col):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((9, n_col)).astype(np.float32)
+    w[3], w[4, 1:], w[5] = 0, 0, 1e-38
+    built = screen.build(head(w, "f32"), BACKEND)
+    high, low = codes(built)
+    code, scale = 4 * high + low - 128, built.scale.astype(np.float64)
+    assert (np.abs(code) <= 127).all()
+    assert (code[:, n_col:] == 0).all()
+    missed = np.abs(w.astype(np.float64) - code[:, :n_col] * scale[:, None])
+    assert (missed[[0, 1, 2, 4, 6, 7, 8]] <= 0.50001 * scale[[0, 1, 2, 4, 6, 7, 8], None]).all()
+    assert not code[[3, 5]].any()
+
+
+@given(seed=st.integers(0, 2**32), log_size=st.integers(-45, 37), n_col=st.sampled_from([16, 144]))
+@FEW
+def test_inputs_are_divided_exactly(seed, log_size, n_col):
+    rng = np.random.default_rng(seed)
+    built = screen.build(head(rng.standard_normal((3, n_col)) * 1e-4), BACKEND)
+    x = (rng.standard_normal(n_col) * 10.0**log_size).astype(np.float32)
+    if not 0 < np.abs(x).max() < np.inf:
+        return
+    p = screen.prepare(built, x)
+    q = integers(p)
+    assert (np.abs(p.q[0].astype(int)) <= 64).all()
+    assert ((p.q[1] >= -64) & (p.q[1] <= 63)).all()
+    assert p.total == q.sum()
+    assert np.abs(q).max() <= screen._AMPLITUDE
+    assert (2 * np.abs(x.astype(np.float64) - q[:n_col] * p.step) <= p.step).all()
+
+
+@given(seed=st.integers(0, 2**32), k=st.integers(1, 40))
+@FEW
+def test_the_best_rows_are_seeds_however_they_are_shared(seed, k):
+    rng = np.random.default_rng(seed)
+    w = rng.integers(-1, 2, (700, 16)).astype(np.float32)  # many equal
+    x = rng.integers(-3, 4, 16).astype(np.float32)
+    x[0] = 1
+    found = []
+    for n_threads in (1, 4):
+        backend = Backend("cpu", n_threads)
+        built = screen.build(head(w), backend)
+        bound = screen._Bounds(built, [screen.prepare(built, x)], [k], backend)
+        found.append((bound.threshold(0, x), one(built, x, k, backend).refined))
+    assert found[0] == found[1]
+    assert found[0][0] == np.sort(full(head(w), x))[-k]
 
 
 def test_errors_and_norms_are_upper_bounds_in_exact_arithmetic():
@@ -193,28 +320,31 @@ def test_errors_and_norms_are_upper_bounds_in_exact_arithmetic():
     matrix = head(rng.standard_normal((6, 48)) * 10.0 ** rng.integers(-8, 4, (6, 1)))
     built = screen.build(matrix, BACKEND)
     w = matrix.data.view(np.float16)
+    high, low = codes(built)
     for r in range(6):
-        s = Fraction(float(built.scale[r]))
-        kept = [s * int(c) for c in built.codes[r, :48]]
-        missed = sum((Fraction(float(a)) - b) ** 2 for a, b in zip(w[r], kept, strict=True))
-        assert missed <= Fraction(float(built.error[r])) ** 2 <= missed * (1 + Fraction(1, 2**20))
-        norm = sum(b**2 for b in kept)
-        assert norm <= Fraction(float(built.norm[r])) ** 2 <= norm * (1 + Fraction(1, 2**20))
+        s, norms = Fraction(float(built.scale[r])), []
+        for code, error in ((8 * high - 253, built.coarse), (8 * high + 2 * low - 256, built.error)):
+            kept = [s * int(c) / 2 for c in code[r, :48]]
+            missed = sum((Fraction(float(a)) - b) ** 2 for a, b in zip(w[r], kept, strict=True))
+            assert missed <= Fraction(float(error[r])) ** 2 <= missed * (1 + Fraction(1, 2**20))
+            norms.append(sum(b**2 for b in kept))
+        assert max(norms) <= Fraction(float(built.norm[r])) ** 2 <= max(norms) * (1 + Fraction(1, 2**20))
 
 
 def test_a_bound_that_is_too_tight_is_caught_by_near_ties():
-    """The liar forgets the error of the rows: it leaves out rows that the full head puts first."""
+    """The liars forget an error of the rows, of six bits or of eight: they leave out rows it puts first."""
     rng = np.random.default_rng(6)
-    caught = 0
+    caught = [0, 0]
     for _ in range(20):
         x = rng.standard_normal(128).astype(np.float32)
         w = np.float32(0.75) * np.sign(x) + rng.standard_normal((400, 128)).astype(np.float32) * 0.002
         matrix = head(w)
         built = screen.build(matrix, BACKEND)
-        liar = replace(built, error=np.zeros_like(built.error))
-        caught += not same(one(liar, x, 1, BACKEND), expected(matrix, x, 1))
+        for i, name in enumerate(("coarse", "error")):
+            liar = replace(built, **{name: np.zeros_like(built.error)})
+            caught[i] += not same(one(liar, x, 1, BACKEND), expected(matrix, x, 1))
         assert same(one(built, x, 1, BACKEND), expected(matrix, x, 1))
-    assert caught
+    assert all(caught)
 
 
 def test_few_rows_are_computed():
@@ -222,8 +352,11 @@ def test_few_rows_are_computed():
     matrix = head(rng.standard_normal((20_000, 512)))
     built = screen.build(matrix, BACKEND)
     found = one(built, rng.standard_normal(512).astype(np.float32), 1, BACKEND)
-    assert found.rescored < 200
-    assert built.n_bytes < 0.55 * matrix.n_bytes
+    assert found.rescored < 100
+    assert found.refined < 2000
+    assert built.n_bytes < 0.4 * matrix.n_bytes
+    assert found.n_bytes == found.refined * 128 + found.rescored * 1024
+    assert built.high.nbytes + built.low.nbytes == 20_000 * 512
 
 
 def test_what_is_not_screened():
@@ -243,4 +376,4 @@ def test_shares_of_rows_change_nothing():
     x = rng.standard_normal(256).astype(np.float32)
     tops = [one(screen.build(matrix, b), x, 20, b) for b in (Backend("cpu", 1), Backend("cpu", 5))]
     assert same(tops[0], (tops[1].ids, tops[1].logits))
-    assert tops[0].rescored == tops[1].rescored
+    assert (tops[0].refined, tops[0].rescored) == (tops[1].refined, tops[1].rescored)

@@ -106,6 +106,17 @@ def _yield(typingctx: Any) -> Any:
     return types.void(), build
 
 
+def new_counter() -> NDArray[np.int64]:
+    """What `take` counts with, at 0, in a cache line of its own."""
+    return np.zeros(16, np.int64)[8:9]
+
+
+@_inline
+def take(counter, n):
+    """The first of the next n numbers that no thread has taken."""
+    return _fetch_add(counter, 0, n)
+
+
 @_inline
 def wait(state, n_threads):
     """Return when `n_threads` threads have called this; what each wrote before, all see after."""

@@ -1,0 +1,304 @@
+"""Integer rows that bound the logits of a head: how they are made, and the two passes over them.
+
+Which rows they may leave out, and why, is proven in `bitnet/screen.py`; how codes lie in their two planes is in
+`planes.py`. The first pass reads the high plane of all rows, the second the low plane of those that are left.
+
+    high         [n_row, 3/4 width] uint8, the width in codes a multiple of 128
+    low          [n_row, 1/4 width] uint8
+    scale        [n_row] f32: w ≈ code · scale
+    coarse       [n_row] f32, at least ‖w − scale · (4h − 126.5)‖; infinite for a row that is not finite
+    error        [n_row] f32, at least ‖w − scale · code‖
+    norm         [n_row] f32, at least the norms of what is subtracted in both
+    q            [n_input, 2, width] int8, padded with zeros: activations as `planes.py` divides them
+    total        [n_input] int64, their sums
+    constants    [n_input, 4] f64: step, c0, c1, c2; a logit lies within c0 + c1 · (coarse or error) + c2 · norm of
+                 scale · step · (code · q)
+    sums         [n_input, n_row] int32, h · q
+    highest      [n_input, n_row / 16, rounded up] f64: no logit of these 16 rows is above it
+
+Threads take the next rows when they have done theirs, from a common counter: one that wakes late takes fewer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bitnet.kernels import dot, planes, simd, simd64
+from bitnet.kernels.barrier import new_counter, take
+from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.head import dense_row
+
+__all__ = ["BLOCK", "LEVELS", "bound", "new_counter", "quantise_input", "quantise_rows", "refine", "threshold"]
+
+_f32, _f64 = np.float32, np.float64
+
+#: Largest magnitude of a code.
+LEVELS = 127
+#: Bytes of the high plane that are fetched ahead, and rows of the low plane.
+AHEAD = 2048
+_ROWS_AHEAD = 4
+#: Rows whose scale, errors and bounds are fetched ahead: single numbers in too many places for the machine to foresee.
+_NUMBERS_AHEAD = 64
+#: Rows of which only the highest bound is kept.
+BLOCK = 16
+#: Rows that are multiplied with all inputs before the next ones are read: they stay in the second-level cache.
+_SHARED_ROWS = 64
+#: Rows, and blocks, that a thread takes at once.
+_TAKEN_ROWS = 512
+_TAKEN_BLOCKS = 32
+
+_GROUP, _HIGH, _LOW = planes.GROUP, planes.HIGH_BYTES, planes.LOW_BYTES
+
+
+@device
+def _pack(codes, high, low):
+    """One row of codes, int8, to its planes."""
+    for g in range(codes.size // _GROUP):
+        for b in range(_LOW):
+            last = (np.int32(codes[_GROUP * g + 96 + b]) + 128) >> 2
+            bits = (np.int32(codes[_GROUP * g + 96 + b]) & 3) << 6
+            for i in range(3):
+                c = np.int32(codes[_GROUP * g + 32 * i + b]) + 128
+                high[_HIGH * g + 32 * i + b] = np.uint8((c >> 2) | ((last >> (2 * i)) & 3) << 6)
+                bits |= (c & 3) << (2 * i)
+            low[_LOW * g + b] = np.uint8(bits)
+
+
+@device
+def _distance(values, codes, mask, offset, scale, n):
+    """‖values − scale · ((codes & mask) + offset)‖, every difference rounded once."""
+    missed, step, shift, unit = (
+        simd64.zero_f64(), simd64.splat_f64(-_f64(scale)), simd64.splat_f64(_f64(offset)), simd64.splat_f64(1.0)
+    )  # fmt: skip
+    kept = codes & np.int8(mask)
+    for i in range(0, n, 16):
+        code = simd64.fma_f64(simd64.widen_int8(kept, i), unit, shift)
+        difference = simd64.fma_f64(code, step, simd64.widen(simd.load(values, i)))
+        missed = simd64.fma_f64(difference, difference, missed)
+    return math.sqrt(simd64.sum_f64(missed))
+
+
+@kernel
+def quantise_rows(weight, row, end, high, low, scale, coarse, error, norm):
+    """Rows as small integers, |code| ≤ LEVELS; coarse, error and norm in float64, within its rounding.
+
+    A row with a value that is not finite has codes 0, scale 0, and infinite errors.
+    """
+    n = weight.shape[1]
+    flat = weight.reshape(-1)
+    width = low.shape[1] * 4
+    values, codes = np.zeros(width, np.float32), np.zeros(width, np.int8)
+    for r in range(row, end):
+        for i in range(0, n, 16):
+            simd.store_f32(values, i, simd.load(flat, r * n + i))
+        largest = _f32(0.0)
+        finite = True
+        for i in range(n):
+            finite &= abs(values[i]) < _f32(np.inf)
+            largest = max(largest, abs(values[i]))
+        if not finite:
+            codes[:] = 0
+            _pack(codes, high[r], low[r])
+            scale[r], coarse[r], error[r], norm[r] = _f32(0.0), np.inf, np.inf, 0.0
+            continue
+        most = _f32(LEVELS)
+        s = largest / most
+        inverse = most / largest if largest > _f32(1e-30) else _f32(0.0)  # else codes are 0, the error is all
+        for i in range(n):
+            codes[i] = np.int8(min(max(simd.round_even(values[i] * inverse), -most), most))
+        _pack(codes, high[r], low[r])
+        squares, coarse_squares = np.int64(0), np.int64(0)
+        for i in range(n):
+            c = np.int32(codes[i])
+            twice = np.int32(2 * (c & ~3) + 3)
+            squares += np.int64(c * c)
+            coarse_squares += np.int64(twice * twice)
+        scale[r] = s
+        coarse[r] = _distance(values, codes, ~3, 1.5, s, n)
+        error[r] = _distance(values, codes, ~0, 0.0, s, n)
+        norm[r] = _f64(s) * math.sqrt(max(_f64(squares), 0.25 * _f64(coarse_squares)))
+
+
+@kernel
+def quantise_input(x, step, q, found):
+    """An input [n] f32 as integers round(x / step), to q [2, width]; step a power of two.
+
+    found [3] f64: the sum of the integers, ‖x‖² and ‖x − step · integers‖².
+    """
+    total, squares, missed = np.int64(0), 0.0, 0.0
+    for i in range(x.size):
+        exact = _f64(x[i])
+        whole = np.int32(np.rint(exact / step))
+        q[0, i] = np.int8((whole + 64) >> 7)
+        q[1, i] = np.int8(((whole + 64) & 127) - 64)
+        total += whole
+        difference = exact - step * _f64(whole)
+        squares += exact * exact
+        missed += difference * difference
+    found[0], found[1], found[2] = _f64(total), squares, missed
+
+
+@device
+def _row_of_high(start, high, at, q, at_q, width, out, at_out, stride):
+    """The product h · q of a row for the inputs of `start`, to out[at_out:], `stride` apart; all flat."""
+    sums = start
+    for g in range(width // _GROUP):
+        dot.prefetch(high, at + _HIGH * g + AHEAD)
+        dot.prefetch(high, at + _HIGH * g + AHEAD + 48)  # 96 bytes touch up to three lines, each of them some group's
+        sums = planes.add_high(sums, high, at + _HIGH * g, q, at_q + _GROUP * g, width)
+    planes.store(sums, out, at_out, stride)
+
+
+@device
+def _comes_before(value, row, other, other_row):
+    """Whether a row is a worse seed than another: smaller, or equal and later."""
+    return value < other or (value == other and row > other_row)
+
+
+@device
+def _offer(values, rows, value, row):
+    """Put a row in place of the worst one of a heap, which comes first, if it is better."""
+    if not _comes_before(values[0], rows[0], value, row):
+        return
+    at, k = 0, values.size
+    while 2 * at + 1 < k:
+        child = 2 * at + 1
+        if child + 1 < k and _comes_before(values[child + 1], rows[child + 1], values[child], rows[child]):
+            child += 1
+        if not _comes_before(values[child], rows[child], value, row):
+            break
+        values[at], rows[at] = values[child], rows[child]
+        at = child
+    values[at], rows[at] = value, row
+
+
+@device
+def _bounds(sums, scale, coarse, norm, total, constants, row, end, centre, upper):
+    """What logits of a few rows and one input may be, from their sums: to centre (−∞ without a bound) and upper."""
+    step, c0, c1, c2 = 0.5 * constants[0], constants[1], constants[2], constants[3]
+    offset = 253.0 * _f64(total)
+    for i in range(end - row):
+        r = row + i
+        found = (8.0 * _f64(sums[r]) - offset) * (step * _f64(scale[r]))
+        margin = c0 + c1 * _f64(coarse[r]) + c2 * _f64(norm[r])
+        upper[i] = found + margin
+        centre[i] = found if margin < np.inf else -np.inf
+
+
+@device
+def _look(centre, upper, row, end, highest, values, rows):
+    """The highest bounds of rows [row, end), row a multiple of 16, and their seeds."""
+    worst, better = values[0], 0
+    for i in range(end - row):
+        better += centre[i] > worst
+    for first in range(0, end - row, BLOCK):
+        most = -np.inf
+        for i in range(first, min(first + BLOCK, end - row)):
+            most = upper[i] if upper[i] > most else most
+        highest[(row + first) // BLOCK] = most
+    if better:
+        for i in range(end - row):
+            _offer(values, rows, centre[i], row + i)
+
+
+@kernel
+def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, highest, counts, values, rows):
+    """The first pass, over rows that no thread has taken, and for each input the counts[input] rows that look best.
+
+    Those go to values and rows [n_input, largest count], in no order: those that have a bound; where they are too few,
+    values of −∞ remain. counter: `new_counter()`.
+    """
+    n_input, width, n_row, size = q.shape[0], q.shape[2], high.shape[0], high.shape[1]
+    flat, flat_q, flat_sums = high.reshape(-1), q.reshape(-1), sums.reshape(-1)
+    centre, upper = np.empty(_SHARED_ROWS), np.empty(_SHARED_ROWS)
+    values[:], rows[:] = -np.inf, 0
+    row = take(counter, _TAKEN_ROWS)
+    while row < n_row:
+        for first in range(row, min(row + _TAKEN_ROWS, n_row), _SHARED_ROWS):
+            last = min(first + _SHARED_ROWS, n_row)
+            for r in range(last, last + _SHARED_ROWS, 16):
+                dot.prefetch(scale, r)
+                dot.prefetch(coarse, r)
+                dot.prefetch(norm, r)
+                for t in range(n_input):
+                    dot.prefetch(flat_sums, t * n_row + r)
+            for t in range(0, n_input - 1, 2):
+                at_q = 2 * t * width
+                for r in range(first, last):
+                    _row_of_high(planes.two(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
+            if n_input % 2:
+                t = n_input - 1
+                at_q = 2 * t * width
+                for r in range(first, last):
+                    _row_of_high(planes.one(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
+            for t in range(n_input):
+                k = counts[t]
+                _bounds(sums[t], scale, coarse, norm, total[t], constants[t], first, last, centre, upper)
+                _look(centre, upper, first, last, highest[t], values[t, :k], rows[t, :k])
+        row = take(counter, _TAKEN_ROWS)
+
+
+@kernel
+def threshold(weight, x, k, values, rows, found):
+    """The smallest logit of the k best seeds of all threads to found[0], −∞ where there are fewer.
+
+    values, rows: [n_thread, k or more].
+    """
+    best, places = np.full(k, -np.inf), np.zeros(k, np.int64)
+    for thread in range(values.shape[0]):
+        for i in range(k):
+            if values[thread, i] > -np.inf:
+                _offer(best, places, values[thread, i], rows[thread, i])
+    least = _f32(np.inf)
+    flat = weight.reshape(-1)
+    for i in range(k):
+        if best[i] == -np.inf:
+            least = _f32(-np.inf)
+            break
+        least = min(least, dense_row(flat, x, x.size, places[i] * x.size, 0))
+    found[0] = least
+
+
+@kernel
+def refine(
+    v, low, scale, coarse, error, norm, q, total, constants, sums, blocks, counter, least, kept, found
+):  # fmt: skip
+    """The second pass for one input, over blocks that no thread has taken: to kept the rows that may reach `least`.
+
+    q [1, 2, width], total [1], constants [4], sums [n_row]; blocks: the numbers of blocks of 16 rows; kept [as many
+    rows]. found[0] is how many rows were read, found[1] how many are kept.
+    """
+    width, n_row = q.shape[2], sums.size
+    flat, flat_q, size = low.reshape(-1), q.reshape(-1), low.shape[1]
+    step, c0, c1, c2 = constants[0], constants[1], constants[2], constants[3]
+    one, centre, upper = np.empty(1, np.int32), np.empty(BLOCK), np.empty(BLOCK)
+    read = np.empty(_TAKEN_BLOCKS * BLOCK, np.int64)
+    n_read, n_kept = 0, 0
+    taken = take(counter, _TAKEN_BLOCKS)
+    while taken < blocks.size:
+        n = 0
+        for b in range(taken, min(taken + _TAKEN_BLOCKS, blocks.size)):
+            row = blocks[b] * BLOCK
+            end = min(row + BLOCK, n_row)
+            _bounds(sums, scale, coarse, norm, total[0], constants, row, end, centre, upper)
+            for i in range(end - row):
+                read[n] = row + i
+                n += upper[i] >= least
+        for i in range(n):
+            if i + _ROWS_AHEAD < n:
+                for at in range(0, size, 64):
+                    dot.prefetch(flat, read[i + _ROWS_AHEAD] * size + at)
+            r = read[i]
+            acc = planes.one(v)
+            for g in range(width // _GROUP):
+                acc = planes.add_low(acc, flat, r * size + _LOW * g, flat_q, _GROUP * g, width)
+            planes.store(acc, one, 0, 0)
+            product = 4 * np.int64(sums[r]) + np.int64(one[0]) - 128 * total[0]
+            margin = c0 + c1 * _f64(error[r]) + c2 * _f64(norm[r])
+            kept[n_kept] = r
+            n_kept += not _f64(product) * (step * _f64(scale[r])) + margin < least
+        n_read += n
+        taken = take(counter, _TAKEN_BLOCKS)
+    found[0], found[1] = n_read, n_kept
