@@ -12,6 +12,8 @@ NEVER(numba_gil_release) NEVER(numba_runtime_build_excinfo_struct) NEVER(numba_u
 
 void ternary_sums(void *unused, const uint8_t *tiles, int64_t row_tiles, int64_t n_tile, const int8_t *q,
                   int64_t n_token, int32_t *sums);
+void plane_sums(void *unused, const uint8_t *high, const uint8_t *low, int64_t rows, int64_t groups, const int8_t *q,
+                int64_t n_input, int32_t *sums);
 
 static void *take(size_t size) {
     void *data = aligned_alloc(64, (size + 64) / 64 * 64 + 8192); /* kernels fetch ahead of what they use */
@@ -19,13 +21,33 @@ static void *take(size_t size) {
     return data;
 }
 
-int main(void) {
-    int64_t *n = take(3 * sizeof(int64_t)); /* row tiles, column tiles, tokens */
+static int written(const int32_t *sums, size_t count) {
+    return fwrite(sums, sizeof(int32_t), count, stdout) == count ? 0 : 2;
+}
+
+/* n: rows, groups of 128 columns, inputs */
+static int planes(const int64_t *n) {
+    uint8_t *high = take((size_t)(n[0] * n[1] * 96)), *low = take((size_t)(n[0] * n[1] * 32));
+    int8_t *q = take((size_t)(n[2] * 2 * n[1] * 128));
+    size_t count = (size_t)(2 * n[2] * n[0]);
+    int32_t *sums = malloc(count * sizeof(int32_t));
+    if (!sums) return 2;
+    plane_sums(0, high, low, n[0], n[1], q, n[2], sums);
+    return written(sums, count);
+}
+
+/* n: row tiles, column tiles, tokens */
+static int ternary(const int64_t *n) {
     uint8_t *tiles = take((size_t)(n[0] * n[1] * 64));
     int8_t *q = take((size_t)(n[2] * n[1] * 16));
     size_t count = (size_t)(n[0] * n[2] * 16);
     int32_t *sums = malloc((count + 128) * sizeof(int32_t)); /* a block writes for as many tokens as it holds */
     if (!sums) return 2;
     ternary_sums(0, tiles, n[0], n[1], q, n[2], sums);
-    return fwrite(sums, sizeof(int32_t), count, stdout) == count ? 0 : 2;
+    return written(sums, count);
+}
+
+int main(void) {
+    int64_t *n = take(4 * sizeof(int64_t)); /* which, and three sizes */
+    return n[0] ? planes(n + 1) : ternary(n + 1);
 }

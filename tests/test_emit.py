@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from bitnet.kernels.emit import SYMBOL, emitted
+from bitnet.kernels.emit import PLANE_SYMBOL, SYMBOL, emitted
 from bitnet.kernels.variants import VARIANTS
 
 #: What the inner loops must be made of, and what they must not.
@@ -32,8 +32,27 @@ def test_the_inner_loops_use_the_instructions_of_the_variant(name):
     code = assembly(name)
     assert len(re.findall(needed, code)) >= 16
     assert not re.search(forbidden, code)
-    assert re.search(rf"\.globl\s+{SYMBOL}\b", code)
+    for symbol in (SYMBOL, PLANE_SYMBOL):
+        assert re.search(rf"\.globl\s+{symbol}\b", code)
     assert re.search(r"prefetcht0|prfm\s+pldl1keep", code)
+
+
+#: What multiplies the planes of the head.
+PLANES = {
+    "avx512vnni": (r"vpdpbusd\s.*ymm", 24),
+    "avx512vnni-2bit": (r"vpdpbusd\s.*ymm", 24),
+    "avx2": (r"vpmaddubsw\s.*ymm", 24),
+    "neon": (r"sdot\s+v\d+\.4s", 48),
+    "generic": (r"pmullw", 24),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANES)
+def test_the_head_uses_the_instructions_of_the_variant(name):
+    needed, count = PLANES[name]
+    code = assembly(name)
+    assert len(re.findall(needed, code[code.index(f"_{PLANE_SYMBOL}") :])) >= count
 
 
 @pytest.mark.slow

@@ -2,12 +2,17 @@
 
     python -m bitnet.kernels.emit neon --as object > kernel.o
 
-writes an object file with one C function, to be linked with a driver and run under an emulator:
+writes an object file with two C functions, to be linked with a driver and run under an emulator:
 
     ternary_sums(void *unused, const uint8_t *tiles, int64_t row_tiles, int64_t n_tile,
                  const int8_t *q, int64_t n_token, int32_t *sums);
 
-`sums[row tile, token, 16]` takes the sums of digits × codes; `q` is [n_token, columns of all tiles].
+    plane_sums(void *unused, const uint8_t *high, const uint8_t *low, int64_t rows, int64_t groups,
+               const int8_t *q, int64_t n_input, int32_t *sums);
+
+`sums[row tile, token, 16]` takes the sums of digits × codes; `q` is [n_token, columns of all tiles]. Of the head's
+codes (`planes.py`), `sums[2, n_input, rows]` takes those of the high plane and of the low one; `q` is [n_input, 2,
+128 · groups].
 
 It runs in a process of its own: numba's compiler is told to make code for no machine in particular and to load none
 of it, and LLVM's target machine of the other kind turns it into instructions. The driver defines the names that the
@@ -29,13 +34,14 @@ from numba.core import compiler, cpu
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from bitnet.kernels import dot, ternary
+from bitnet.kernels import dot, planes, screening, ternary
 from bitnet.kernels.variants import VARIANTS, Variant
 
 Form = Literal["assembly", "object"]
 
-#: The exported function.
+#: The exported functions.
 SYMBOL = "ternary_sums"
+PLANE_SYMBOL = "plane_sums"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,32 +81,59 @@ def _sums(v, tiles, row_tiles, n_tile, q, n_token, out):
             )
 
 
-def _llvm(variant: Variant) -> str:
-    """LLVM code of `_sums`, exported as `SYMBOL`."""
-    size, sums = types.intp, types.CPointer(types.int32)
-    signature = (
-        dot.VariantType(variant), types.CPointer(types.uint8), size, size, types.CPointer(types.int8), size, sums
-    )  # fmt: skip
+def _plane_sums(v, high, low, rows, groups, q, n_input, out):
+    width = planes.GROUP * groups
+    flat_high, high_bytes = carray(high, (rows * planes.HIGH_BYTES * groups,)), planes.HIGH_BYTES * groups
+    flat_low, low_bytes = carray(low, (rows * planes.LOW_BYTES * groups,)), planes.LOW_BYTES * groups
+    flat_q = carray(q, (2 * n_input * width,))
+    sums = carray(out, (2 * n_input * rows,))
+    second = n_input * rows
+    for r in range(rows):
+        for t in range(0, n_input - 1, 2):
+            at_q, to = 2 * t * width, t * rows + r
+            screening.row_of_high(planes.two(v), flat_high, r * high_bytes, flat_q, at_q, width, sums, to, rows)
+            screening.row_of_low(planes.two(v), flat_low, r * low_bytes, flat_q, at_q, width, sums, second + to, rows)
+        if n_input % 2:
+            at_q, to = 2 * (n_input - 1) * width, (n_input - 1) * rows + r
+            screening.row_of_high(planes.one(v), flat_high, r * high_bytes, flat_q, at_q, width, sums, to, rows)
+            screening.row_of_low(planes.one(v), flat_low, r * low_bytes, flat_q, at_q, width, sums, second + to, rows)
+
+
+def _functions(variant: Variant) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The exported functions and the types of their arguments."""
+    kind, size, sums = dot.VariantType(variant), types.intp, types.CPointer(types.int32)
+    codes, q = types.CPointer(types.uint8), types.CPointer(types.int8)
+    return {
+        SYMBOL: (_sums, (kind, codes, size, size, q, size, sums)),
+        PLANE_SYMBOL: (_plane_sums, (kind, codes, codes, size, size, q, size, sums)),
+    }
+
+
+def _llvm(function: Any, signature: tuple[Any, ...], name: str) -> str:
+    """LLVM code of a function, exported by that name."""
     flags: Any = compiler.Flags()
     flags.no_compile, flags.no_cpython_wrapper, flags.nrt, flags.error_model = True, True, True, "numpy"
     context = cpu_target.target_context.with_aot_codegen("bitnet", cpu_name="")
     cpu_target.__dict__["_toplevel_target_context"] = context  # device functions are compiled for it too
-    nothing_to_call = mock.patch.object(cpu.CPUContext, "get_executable", return_value=len)
+    # numba tells functions of one signature apart by what it would call: a new method for each
+    nothing_to_call = mock.patch.object(cpu.CPUContext, "get_executable", side_effect=lambda *_: [].append)
     with global_compiler_lock, nothing_to_call:
         library = context.codegen().create_library("bitnet")
         result = compiler.compile_extra(
-            cpu_target.typing_context, context, _sums, signature, types.void, flags, locals={}, library=library
+            cpu_target.typing_context, context, function, signature, types.void, flags, locals={}, library=library
         )
         library.finalize()
-        library.get_function(result.fndesc.llvm_cfunc_wrapper_name).name = SYMBOL
+        library.get_function(result.fndesc.llvm_cfunc_wrapper_name).name = name
         return str(library._final_module)
 
 
-def _instructions(code: str, target: Target, form: Form) -> bytes:
+def _instructions(codes: list[str], target: Target, form: Form) -> bytes:
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     machine = binding.Target.from_triple(target.triple).create_target_machine(cpu=target.cpu, opt=3, reloc="pic")
-    module = binding.parse_assembly(code)
+    module = binding.parse_assembly(codes[0])
+    for other in codes[1:]:
+        module.link_in(binding.parse_assembly(other))
     module.triple, module.data_layout = target.triple, str(machine.target_data)
     module.verify()
     if form == "object":
@@ -115,7 +148,8 @@ def main() -> None:
     parser.add_argument("--as", dest="form", choices=("assembly", "object"), default="assembly")
     arguments = parser.parse_args()
     variant = VARIANTS[arguments.variant]
-    sys.stdout.buffer.write(_instructions(_llvm(variant), TARGETS[variant.isa], arguments.form))
+    codes = [_llvm(function, signature, name) for name, (function, signature) in _functions(variant).items()]
+    sys.stdout.buffer.write(_instructions(codes, TARGETS[variant.isa], arguments.form))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,18 @@ from bitnet.kernels.barrier import new_counter, take
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.head import dense_row
 
-__all__ = ["BLOCK", "LEVELS", "bound", "new_counter", "quantise_input", "quantise_rows", "refine", "threshold"]
+__all__ = [
+    "BLOCK",
+    "LEVELS",
+    "bound",
+    "new_counter",
+    "quantise_input",
+    "quantise_rows",
+    "refine",
+    "row_of_high",
+    "row_of_low",
+    "threshold",
+]
 
 _f32, _f64 = np.float32, np.float64
 
@@ -141,13 +152,22 @@ def quantise_input(x, step, q, found):
 
 
 @device
-def _row_of_high(start, high, at, q, at_q, width, out, at_out, stride):
+def row_of_high(start, high, at, q, at_q, width, out, at_out, stride):
     """The product h · q of a row for the inputs of `start`, to out[at_out:], `stride` apart; all flat."""
     sums = start
     for g in range(width // _GROUP):
         dot.prefetch(high, at + _HIGH * g + AHEAD)
         dot.prefetch(high, at + _HIGH * g + AHEAD + 48)  # 96 bytes touch up to three lines, each of them some group's
         sums = planes.add_high(sums, high, at + _HIGH * g, q, at_q + _GROUP * g, width)
+    planes.store(sums, out, at_out, stride)
+
+
+@device
+def row_of_low(start, low, at, q, at_q, width, out, at_out, stride):
+    """The product l · q of a row, in the same way."""
+    sums = start
+    for g in range(width // _GROUP):
+        sums = planes.add_low(sums, low, at + _LOW * g, q, at_q + _GROUP * g, width)
     planes.store(sums, out, at_out, stride)
 
 
@@ -227,12 +247,12 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
             for t in range(0, n_input - 1, 2):
                 at_q = 2 * t * width
                 for r in range(first, last):
-                    _row_of_high(planes.two(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
+                    row_of_high(planes.two(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
             if n_input % 2:
                 t = n_input - 1
                 at_q = 2 * t * width
                 for r in range(first, last):
-                    _row_of_high(planes.one(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
+                    row_of_high(planes.one(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
             for t in range(n_input):
                 k = counts[t]
                 _bounds(sums[t], scale, coarse, norm, total[t], constants[t], first, last, centre, upper)
@@ -291,10 +311,7 @@ def refine(
                 for at in range(0, size, 64):
                     dot.prefetch(flat, read[i + _ROWS_AHEAD] * size + at)
             r = read[i]
-            acc = planes.one(v)
-            for g in range(width // _GROUP):
-                acc = planes.add_low(acc, flat, r * size + _LOW * g, flat_q, _GROUP * g, width)
-            planes.store(acc, one, 0, 0)
+            row_of_low(planes.one(v), flat, r * size, flat_q, 0, width, one, 0, 1)
             product = 4 * np.int64(sums[r]) + np.int64(one[0]) - 128 * total[0]
             margin = c0 + c1 * _f64(error[r]) + c2 * _f64(norm[r])
             kept[n_kept] = r
