@@ -56,3 +56,25 @@ def test_without_it_they_do_not():
 def test_threads_without_a_core_of_their_own_yield_at_once():
     assert barrier.new_barrier(1)[17] == barrier.SPINS
     assert barrier.new_barrier(4096)[17] == 0
+
+
+@kernel
+def take_all(counter, n, taken):
+    """How often each of the numbers below the size of `taken` was given to this thread."""
+    first = barrier.take(counter, n)
+    while first < taken.size:
+        for i in range(first, min(first + n, taken.size)):
+            taken[i] += 1
+        first = barrier.take(counter, n)
+
+
+def test_every_number_is_taken_once():
+    taken = np.zeros((4, 100_003), np.int64)
+    take_all(barrier.new_counter(), 7, np.zeros(1, np.int64))  # compiled before anybody counts
+    counter = barrier.new_counter()
+    threads = [threading.Thread(target=take_all, args=(counter, 7, mine), daemon=True) for mine in taken]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (taken.sum(axis=0) == 1).all()

@@ -273,3 +273,40 @@ def test_values_beyond_a_format_become_infinite_without_a_warning():
 def test_rounding_before_the_head(head, one, several):
     numerics = Numerics(head=head)
     assert (linear.head_rounding(numerics, 1), linear.head_rounding(numerics, 2)) == (one, several)
+
+
+def test_what_is_shared_is_done_by_as_many_threads_as_it_is_worth():
+    for n_threads, work, most in ((1, 1 << 30, 1), (3, 1 << 30, 3), (3, 1, 1), (3, 1 << 21, 2)):
+        seen, left, begun = [], list(range(50)), threading.Barrier(most)
+
+        def run(thread, left=left, seen=seen, begun=begun):
+            begun.wait(20)
+            while left:
+                seen.append((thread, left.pop()))
+
+        Backend("cpu", n_threads).share(work, run)
+        assert sorted(i for _, i in seen) == list(range(50))
+        assert {thread for thread, _ in seen} <= set(range(most))
+
+
+def test_a_thread_that_has_not_begun_is_not_waited_for():
+    backend, held, seen = Backend("cpu", 2), threading.Event(), []
+    backend.share(1 << 30, lambda _thread: None)  # makes the pool
+    occupied = backend._pool.submit(held.wait, 20)
+    backend.share(1 << 30, seen.append)
+    assert seen == [0]
+    held.set()
+    assert occupied.result(20)
+    assert seen == [0]
+
+
+def test_what_fails_in_another_thread_is_not_lost():
+    both = threading.Barrier(2)
+
+    def run(thread):
+        both.wait(20)
+        if thread == 1:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Backend("cpu", 2).share(1 << 30, run)
