@@ -83,9 +83,11 @@ def tables(view: View) -> Iterator[tuple[int, str, list[Row]]]:
 
 def by_lane(view: View, table: str) -> dict[str, list[Row]]:
     """Rows of a table, by the lane that they belong to."""
-    grouped: dict[str, list[Row]] = {}
-    for _, name, rows in tables(view):
-        if name == table:
-            for row in rows:
-                grouped.setdefault(row["lane"], []).append(row)
-    return grouped
+    known = view.grouped.get(table)
+    if known is None:
+        known = view.grouped[table] = {}
+        for _, name, rows in tables(view):
+            if name == table:
+                for row in rows:
+                    known.setdefault(row["lane"], []).append(row)
+    return known

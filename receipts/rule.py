@@ -7,7 +7,7 @@ verifier runs all of it and the tests show for every rule a receipt that only th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from receipts.errors import ReceiptError
@@ -29,11 +29,13 @@ class View:
         receipt: Typed and valid by the schema.
         tables: Rows of its side files, in their order, or why one cannot be read.
         now: The verifier's clock, UTC.
+        grouped: Rows by table and lane, kept by whoever groups them first.
     """
 
     receipt: Receipt
     tables: tuple[list[Row] | ReceiptError, ...]
     now: datetime
+    grouped: dict[str, dict[str, list[Row]]] = field(default_factory=dict, repr=False, compare=False)
 
     def models(self) -> dict[str, Model]:
         """By name."""

@@ -44,12 +44,13 @@ def test_changed_fields_are_judged_as_the_verifier_does(source):
     places = tamper.leaves(source.data)
     pool = [tamper.reach(source.data, way) for _, way in places]
     before = json.dumps(source.data)
+    rules = tamper.Rules(source)
     for path, way in rng.sample(places, 60):
         data = tamper.changed(source, way, path, pool, rng)
         if data is None:
             continue
         assert data != source.data
-        by = tamper.caught_in_field(data, source)
+        by = tamper.caught_in_field(data, source, rules)
         copy = source.path.with_name("changed.json")
         try:
             copy.write_text(json.dumps(data | {"digest": digest_of(data)}))
