@@ -174,11 +174,20 @@ def browser(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def wheel(session: nox.Session) -> None:
-    """Build the wheel and the sdist into dist/ and check what the wheel holds."""
+    """Build the wheel and the sdist into dist/, check what the wheel holds, and what it does installed alone."""
     install(session, "test")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist")
-    session.run("python", "-m", "pytest", "-m", "", "tests/test_wheel.py", *session.posargs)
+    [built] = (ROOT / "dist").glob("*.whl")
+    folder = Path(session.create_tmp()) / "alone"
+    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    session.run("python", "-m", "venv", "--clear", str(folder))
+    session.run(
+        str(python), "-m", "pip", "install", "--quiet", "--constraint", "requirements.lock", str(built), external=True
+    )
+    session.env["WHEEL_PYTHON"] = str(python)
+    tests = ("tests/test_wheel.py", "tests/test_ci_examples.py")
+    session.run("python", "-m", "pytest", "-m", "", *tests, *session.posargs)
 
 
 def install(session: nox.Session, *groups: str, project: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -88,3 +89,73 @@ def test_the_packages_import_from_the_wheel(unpacked):
 @pytest.mark.parametrize("command", ["bitnet", "crossval", "receipts"])
 def test_the_commands_answer_from_the_wheel(unpacked, command):
     assert "usage" in outside_the_tree(unpacked, "-m", command, "--help").lower()
+
+
+#: What a verifier of receipts has no use for: engines, compilers of kernels, arrays, pictures, the network.
+BLOCKED = ("numba", "llvmlite", "llama_cpp", "cupy", "torch", "transformers", "tokenizers", "gguf", "safetensors")
+BLOCKED += ("numpy", "pandas", "matplotlib", "huggingface_hub", "httpx", "requests")
+REFUSES = f"""
+import sys
+
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED}:
+            raise ImportError(f"{{name}} is not for those who check receipts")
+
+sys.meta_path.insert(0, Refuses())
+"""
+
+
+@pytest.fixture(scope="module")
+def checker(unpacked, tmp_path_factory):
+    """Runs Python with the wheel, no compiler on the path, and nothing to import that receipts have no use for.
+
+    `nox -s wheel` names an environment in which the wheel alone was installed.
+    """
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "sitecustomize.py").write_text(REFUSES)
+    shutil.copytree(ROOT / "fixtures" / "receipts" / "valid", folder / "valid")
+    shutil.copytree(ROOT / "fixtures" / "receipts" / "invalid", folder / "invalid")
+    alone = os.environ.get("WHEEL_PYTHON")
+    packages = [folder] if alone else [folder, unpacked]
+    environment = {"PATH": str(folder / "nothing"), "PYTHONPATH": os.pathsep.join(map(str, packages))}
+
+    def run(*command):
+        return subprocess.run(
+            [alone or sys.executable, *command],
+            cwd=folder,
+            env=environment | {"PYTHONSAFEPATH": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    assert run("-c", "import numba").returncode == 1
+    return run
+
+
+@pytest.mark.parametrize("command", [("receipts",), ("bitnet", "receipt")], ids=" ".join)
+def test_the_wheel_alone_verifies_and_gates(checker, command):
+    for verb, name, code in (
+        ("verify", "valid/full.json", 0),
+        ("gate", "valid/full.json", 0),
+        ("gate", "valid/gate-failed.json", 1),
+        ("verify", "invalid/kernel-mock.json", 5),
+        ("explain", "valid/full.json", 0),
+    ):
+        done = checker("-m", *command, verb, name)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_import_of_receipts_waits_for_nothing(checker):
+    """Its time is that of what it imports: the standard library, RFC 8785, and itself."""
+    program = "import sys; before = set(sys.modules); import receipts; print(*sorted(set(sys.modules) - before))"
+    loaded = {name.partition(".")[0] for name in checker("-c", program).stdout.split()}
+    assert "receipts" in loaded
+    assert loaded - sys.stdlib_module_names <= {"receipts", "rfc8785"}
+
+
+def test_the_plugin_of_pytest_comes_with_the_wheel(unpacked):
+    [points] = unpacked.glob("*.dist-info/entry_points.txt")
+    assert "[pytest11]\ncrossval.pytest_plugin = crossval.pytest_plugin" in points.read_text()
