@@ -13,6 +13,7 @@ import numpy as np
 
 from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
+from crossval.decoded import decoded_pairs
 from crossval.envelope import Envelope
 from crossval.evidence import TOP_K
 from crossval.lane import Forced, Lane
@@ -29,9 +30,10 @@ from crossval.metrics import (
     relative_l2,
     top1_margin,
 )
+from crossval.spans import differences
 from receipts import ids_digest
 from receipts.record import RUNGS, NearTie, Rung, RungName
-from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request, Runner
+from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request
 
 Climb = Callable[[Lane], Rung]
 
@@ -111,11 +113,8 @@ def tokens(lane: Lane) -> Rung:
     different: list[str] = []
     for text in lane.texts:
         ours, theirs = lane.original.tokenize(text), lane.reference.tokenize(text)
-        if ours != theirs:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
-            different.append(f"{text[:40]!r} from token {at} on")
+        if spans := differences(lane.original.model.tokenizer, ours, theirs):
+            different.append(f"{text[:40]!r} from token {spans[0].token} on")
     if not lane.texts and lane.reference.info.obtained == "recorded":
         return Rung(name="tokens", outcome="unsupported", why="no texts were recorded for this model")
     if not lane.texts:
@@ -129,15 +128,8 @@ def tokens(lane: Lane) -> Rung:
 def weights(lane: Lane) -> Rung:
     """Every tensor of the model, decoded by both, with its scale applied."""
     worst, where, compared = 0.0, "", 0
-    gguf = lane.original.model.gguf
-    for name, info in gguf.tensors.items():
-        if name.endswith(".scale"):
-            continue
-        ours = _scaled(lane.original, name)
-        theirs = _scaled(lane.reference, name)
-        if ours.size != theirs.size:
-            raise ShapeMismatchError(f"{name}: ours has {ours.size} weights, theirs {theirs.size}")
-        found = difference(ours.reshape(info.shape[0], -1), theirs.reshape(info.shape[0], -1))
+    for name, ours, theirs in decoded_pairs(lane.original, lane.reference):
+        found = difference(ours, theirs)
         compared += 1
         if found.max_abs_err > worst:
             worst, where = found.max_abs_err, f"{name} row {found.worst_token} column {found.worst_index}"
@@ -145,16 +137,6 @@ def weights(lane: Lane) -> Rung:
     return _judged(
         "weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}"
     )
-
-
-def _scaled(runner: Runner, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """A tensor with its `.scale`, where this side's file has one."""
-    value = runner.weights(name)
-    try:
-        scale = runner.weights(name.removesuffix(".weight") + ".scale")
-    except (ReferenceUnavailableError, KeyError):
-        return np.asarray(value, np.float32)
-    return np.asarray(value * np.float32(scale.reshape(-1)[0]), np.float32)
 
 
 def logits(lane: Lane) -> Rung:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bitnet.errors import UsageError
 from crossval.plan import LARGE_MODEL
-from crossval.run import Options, Run, Say
+from crossval.run import Options, Run, Say, one_of
 from receipts.record import Lane
 from reference.recording import Recorder
 from reference.runner import ReferenceUnavailableError, Runner
@@ -38,12 +37,7 @@ def record(options: Options, out: Path, say: Say) -> Recorded:
         ReferenceUnavailableError: The reference answered nothing.
     """
     this = Run(options, say)
-    planned = this.plan()
-    exact = [plan for plan in planned if plan.name == options.only] or planned
-    if len(exact) != 1:
-        names = "; ".join(plan.name for plan in exact)
-        raise UsageError(f"{len(exact)} lanes would be recorded into one file: {names}", where="--only")
-    plan = exact[0]
+    plan = one_of(this.plan(), options.only)
     kept: list[Recorder] = []
 
     def recorded() -> Runner:

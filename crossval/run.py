@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ N_GREEDY, N_QUALITY = 24, 192
 N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
 
 Say = Callable[[str], None]
+Watch = Callable[[Lane, r.Lane], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Options:
         n_threads: Of the engine.
         measure: Whether speed and determinism are measured.
         live: Which further references are tried.
+        explain: Whether causes are searched for.
     """
 
     fixtures: Path
@@ -65,6 +67,7 @@ class Options:
     n_threads: int | None = None
     measure: bool = True
     live: Live = field(default_factory=Live)
+    explain: bool = True
 
 
 class Run:
@@ -73,11 +76,13 @@ class Run:
     Args:
         options: What to run.
         say: Told what is going on, for a progress line.
+        watch: Shown each lane that was climbed and what is entered of it, while both sides still run.
     """
 
-    def __init__(self, options: Options, say: Say) -> None:
+    def __init__(self, options: Options, say: Say, watch: Watch = lambda *_: None) -> None:
         self.options = options
         self.say = say
+        self.watch = watch
         self.evidence = Evidence()
         self._measured: set[str] = set()
 
@@ -108,25 +113,56 @@ class Run:
         return lane
 
     def _open_and_climb(self, plan: LanePlan, original: EngineRunner) -> r.Lane:
-        reference: Runner | None = None
         try:
-            reference = plan.open()
-            info = reference.info
+            lane, name = self.open(plan, original)
         except ReferenceUnavailableError as error:
             return self._refused(plan, str(error))
         except ReferenceFailedError as error:
             return self._record(plan, None, ladder.failed_reference(f"the reference failed: {error}"))
         try:
-            numerics = None if plan.as_default else Numerics.from_dict(info.numerics)
-            name, engine = self._engine_of(plan, numerics)
-        except UsageError as error:
-            reference.close()
-            return self._refused(plan, f"the engine has no such numerics as the reference declares: {error.what}")
-        try:
-            return self._climb_with(plan, original, reference, name, engine)
+            return self._climb(lane, name)
         finally:
             with suppress(ReferenceFailedError):
+                lane.reference.close()
+
+    def open(self, plan: LanePlan, original: EngineRunner | None = None) -> tuple[Lane, str]:
+        """Both sides of a lane, ready to be asked, and the name of the engine's model; close `lane.reference` after.
+
+        Raises:
+            ReferenceUnavailableError: The reference cannot run here, or the engine has no such numerics.
+            ReferenceFailedError: It died.
+        """
+        if plan.impossible:
+            raise ReferenceUnavailableError(plan.impossible)
+        original = original or self._engine(plan.subject.name, plan.subject.path, None)
+        reference = plan.open()
+        try:
+            name, engine = self._engine_as(plan, reference)
+            lane = Lane(
+                plan=plan,
+                engine=engine,
+                original=original,
+                reference=reference,
+                cases=self._cases(plan.subject, engine, reference),
+                texts=self._texts(plan, reference),
+                quality_ids=self._quality(plan.subject, engine, reference),
+                progress=lambda what: self.say(f"{plan.name}: {what}"),
+            )
+        except BaseException:
+            with suppress(ReferenceFailedError):
                 reference.close()
+            raise
+        return lane, name
+
+    def _engine_as(self, plan: LanePlan, reference: Runner) -> tuple[str, EngineRunner]:
+        """The engine in the reference's numerics, or in the model's own where the reference follows."""
+        try:
+            numerics = None if plan.as_default else Numerics.from_dict(reference.info.numerics)
+            return self._engine_of(plan, numerics)
+        except UsageError as error:
+            raise ReferenceUnavailableError(
+                f"the engine has no such numerics as the reference declares: {error.what}"
+            ) from error
 
     def _engine_of(self, plan: LanePlan, numerics: Numerics | None) -> tuple[str, EngineRunner]:
         """The engine on the file of a lane, and the name of that file in the receipt."""
@@ -135,28 +171,17 @@ class Run:
         name = f"{plan.subject.name}.{suffix}" if copied else plan.subject.name
         return name, self._engine(name, plan.engine_file, numerics)
 
-    def _climb_with(
-        self, plan: LanePlan, original: EngineRunner, reference: Runner, name: str, engine: EngineRunner
-    ) -> r.Lane:
-        lane = Lane(
-            plan=plan,
-            engine=engine,
-            original=original,
-            reference=reference,
-            cases=self._cases(plan.subject, engine, reference),
-            texts=self._texts(plan, reference),
-            quality_ids=self._quality(plan.subject, engine, reference),
-            progress=lambda what: self.say(f"{plan.name}: {what}"),
-        )
+    def _climb(self, lane: Lane, name: str) -> r.Lane:
         try:
             rungs = ladder.climb(lane)
         finally:
             lane.close_witnesses()
-        record = self._record(plan, lane, rungs, name)
-        if plan.as_default:
-            self.evidence.accuracy += evidence.accuracy_records(engine, lane.operations)
+        record = self._record(lane.plan, lane, rungs, name)
+        if lane.plan.as_default:
+            self.evidence.accuracy += evidence.accuracy_records(lane.engine, lane.operations)
         if self.options.measure and lane.cases and not any(rung.outcome == "error" for rung in rungs):
-            self._measure(plan, lane)
+            self._measure(lane.plan, lane)
+        self.watch(lane, record)
         return record
 
     # --- the two sides --------------------------------------------------------------------------------------------
@@ -291,12 +316,11 @@ class Run:
 
     def _cause(self, plan: LanePlan, lane: Lane, located: r.Located, blame: str | None) -> r.Cause | None:
         """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""
-        if lane.locked is None or lane.locked.lock is None or located.integer:
+        if not self.options.explain or lane.locked is None or lane.locked.lock is None or located.integer:
             return None
         where = place(located.tap, located.layer)
         self.say(f"{plan.name}: explaining {where}")
-        ours = blame == "engine" or lane.reference.info.family == "oracle"
-        outputs = lane.engine.run(lane.locked).taps if ours else lane.locked.lock
+        outputs = lane.engine.run(lane.locked).taps if engine_is_odd(lane, blame) else lane.locked.lock
 
         def progress(what: str, done: int, total: int) -> None:
             self.say(f"{plan.name}: explaining {where}, {what} {done}/{total}")
@@ -356,6 +380,20 @@ class Run:
         )
         tables = {name: map(_finite, rows) for name, rows in e.tables.items()}
         return write_receipt(built, self.options.receipt, tables)
+
+
+def one_of(planned: Sequence[LanePlan], only: str) -> LanePlan:
+    """The lane that is meant: of exactly that name, or the only one. Raises `UsageError`."""
+    exact = [plan for plan in planned if plan.name == only] or list(planned)
+    if len(exact) != 1:
+        names = "; ".join(plan.name for plan in exact)
+        raise UsageError(f"{len(exact)} lanes are meant where one must be: {names}", where="--only")
+    return exact[0]
+
+
+def engine_is_odd(lane: Lane, blame: str | None) -> bool:
+    """Whether it is the engine whose values have to be explained: it is blamed, or it faces the contract itself."""
+    return blame == "engine" or lane.reference.info.family == "oracle"
 
 
 def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) -> r.Receipt:

@@ -15,6 +15,7 @@ import pytest
 
 import crossval.__main__ as command
 from bitnet.gguf import TensorData, write
+from crossval import commands
 from receipts.verify import verify
 from reference.process import ProcessRunner
 
@@ -188,7 +189,7 @@ def test_help_says_the_exit_codes(call):
 
 def test_a_lane_that_deviates_as_declared_is_marked_so():
     lane = type("Lane", (), {"deviates_as_declared": True, "outcome": "fail"})
-    assert command._mark(lane) == "as declared"
+    assert commands.mark(lane) == "as declared"
 
 
 @pytest.mark.slow

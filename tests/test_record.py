@@ -33,7 +33,7 @@ def test_a_recording_climbs_as_high_as_what_it_was_made_from(tmp_path):
 
 
 def test_one_lane_goes_into_one_file(tmp_path):
-    with pytest.raises(UsageError, match="lanes would be recorded"):
+    with pytest.raises(UsageError, match="lanes are meant"):
         record(options(tmp_path), tmp_path / "a", lambda _: None)
 
 
