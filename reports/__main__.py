@@ -1,4 +1,7 @@
-"""`python -m reports`: a receipt as a report folder, a table, or the summary of a CI step."""
+"""`python -m reports`: a receipt as a report folder, a table, or the summary of a CI step; many receipts as a history.
+
+What a command needs is imported by it: the processes that read a history import this module again.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,7 @@ from typing import Annotated
 import typer
 
 import receipts
-from reports.build import ReportError, write_report
-from reports.markdown import summary
-from reports.table import console, show
+from reports.errors import ReportError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,8 @@ def build(
     repro: Annotated[Path, typer.Option(help="Folder of the reproductions that are linked.")] = Path("build/repro"),
 ) -> None:
     """Write report.html (one file, no network), report.md and the four pictures (PNG and SVG)."""
+    from reports.build import write_report
+
     made = write_report(receipt, out, repro=repro)
     print(f"wrote {made.page} and {len(made.pictures)} pictures")
     print(f"report: {made.html}")
@@ -37,12 +40,16 @@ def build(
 @app.command(name="table")
 def table_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
     """Print the table and a sentence for each finding."""
+    from reports.table import console, show
+
     show(receipts.read(receipt), console())
 
 
 @app.command(name="summary")
 def summary_command(receipt: ReceiptPath = Path("ci/inference.json")) -> None:
     """Print the summary for a CI step, as Markdown."""
+    from reports.markdown import summary
+
     sys.stdout.buffer.write(summary(receipts.read(receipt)).encode())
 
 

@@ -15,28 +15,11 @@ from receipts.read import MAX_RECEIPT_BYTES, contents, parse
 from receipts.record import Receipt
 from reports import markdown, sentences
 from reports.crossval_page import crossval_page
+from reports.errors import ReportError
 from reports.frames import Frames, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-class ReportError(Exception):
-    """The report cannot be written.
-
-    Args:
-        what: Why, in one sentence.
-        where: The file or folder.
-        remedy: What the user can do.
-    """
-
-    exit_code = 2
-
-    def __init__(self, what: str, *, where: str | PathLike[str], remedy: str) -> None:
-        super().__init__(f"{os.fspath(where)}: {what}\n  hint: {remedy}")
-        self.what = what
-        self.where = os.fspath(where)
-        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

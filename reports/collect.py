@@ -7,6 +7,7 @@ recomputed only when asked for (`verified`), because that takes twenty times as 
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import statistics
@@ -35,7 +36,7 @@ class Value(NamedTuple):
     Attributes:
         kind: `drift`, `speed` or `memory`.
         series: What was measured: lane and rung, or model and phase.
-        unit: `of its limit`, `tokens/s`, `× the peer`, `s`, `bytes`.
+        unit: `of its limit`, `tokens/s`, `× the peer`, `s`, `MB`.
         value: Its size.
     """
 
@@ -99,6 +100,7 @@ def _batches(first: list[Source], rest: Iterable[Source]) -> Iterator[list[Sourc
 
 
 def _seen_all(batch: list[Source], verified: bool) -> list[Seen]:
+    gc.disable()  # JSON makes many objects and no cycles; this process does nothing else
     return [seen(source, verified=verified) for source in batch]
 
 
@@ -175,4 +177,4 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> Iterator[Value]:
             if same and rate and (other := _size(peer["tokens_per_second"])):
                 yield Value("speed", f"{name} ÷ {_text(peer['engine'])}", "× the peer", rate / other)
         if memory := _size(row.get("memory_bytes", 0)):
-            yield Value("memory", f"{name} · largest resident", "bytes", memory)
+            yield Value("memory", f"{name} · largest resident", "MB", memory / 1e6)

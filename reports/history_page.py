@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.build import ReportError
+from reports.errors import ReportError
 from reports.figures.trend import Key
 from reports.history import KINDS, MORE_IS_BETTER, History, points
 from reports.page import render

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reports.build import ReportError
+from reports.errors import ReportError
 
 _REMEDY = "give what `bitnet benchmark run --out FILE` wrote"
 _SCHEMA = "urn:bitnet-crossval:benchmark-1"

@@ -21,7 +21,7 @@ def lines(n=N):
         when = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=6 * i)).strftime("%Y-%m-%dT%H:%M:%SZ")
         factor = (0.7 if i >= CHANGED else 1.0) * rng.gauss(1, 0.02)
         data["timestamp"] = when
-        data["identity"]["git_commit"] = f"{i // 2:040x}"
+        data["identity"]["git_commit"] = f"{i // 2:04x}".ljust(40, "0")
         for row in data["performance"]:
             if row["engine"] == "bitnet" and row["tokens"] > 1:
                 row["tokens_per_second"] = 400.0 * factor

@@ -238,7 +238,7 @@ def test_the_history_is_walked_by_keys_and_by_mouse(browser, history):
     browser.press("home", "arrow_right", "arrow_right")
     assert browser.focused()["aria-valuenow"] == "2"
     assert browser.focused()["aria-valuetext"] == browser.text("#readout")
-    assert browser.text("#readout").startswith("2026-01-01 12:00, commit 00000")
+    assert browser.text("#readout").startswith("2026-01-01 12:00, commit 000100000000")
     browser.press("end", "arrow_right")
     assert browser.focused()["aria-valuenow"] == str(history_sample.N - 1)
     browser.one("#chart").click()

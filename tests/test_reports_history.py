@@ -39,7 +39,7 @@ def test_the_order_of_places_does_not_matter(tmp_path):
     assert again.receipts["timestamp"].is_monotonic_increasing
     assert len(again.values) == 12 * len(again.values[again.values["receipt"] == 0])
     commits = again.values.groupby("receipt")["commit"].first()
-    assert list(commits.astype(str)) == [f"{i // 2:040x}"[:12] for i in range(12)]
+    assert list(commits.astype(str)) == [f"{i // 2:04x}00000000" for i in range(12)]
 
 
 def test_the_known_changes_are_marked_with_their_direction(found):
