@@ -1,4 +1,4 @@
-"""The commands that show: explain, diff, history."""
+"""The commands that show: explain, badge, diff, history."""
 
 from __future__ import annotations
 
@@ -50,6 +50,35 @@ def explain_command(
             console().print(section.title, style="bold", markup=False)
             for sentence in section.sentences:
                 console().print(f"  · {sentence}", markup=False)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command("badge")
+def badge_command(
+    path: ReceiptPath = DEFAULT,
+    out: Annotated[Path, typer.Option(help="The picture, SVG.")] = Path("build/badge.svg"),
+    policy: PolicyOption = "strict",
+    label: Annotated[str, typer.Option(help="What stands on its left.")] = "cross-validation",
+) -> None:
+    """Draw a badge of a receipt that is verified and gated now; an invalid or failed one has a badge that says so.
+
+    Exit codes: 0 passed; 1 the gate failed; 2 wrong usage or no such file; 5 the receipt is invalid. The badge is
+    written in each case.
+
+    Example: python -m receipts badge ci/inference.json --out badge.svg
+    """
+    from receipts.badge import badge
+    from receipts.errors import SettingError
+    from receipts.policy import read_policy
+    from receipts.verify import verify
+    from receipts.write import replace_file
+
+    report = verify(path, policy=read_policy(policy))
+    try:
+        replace_file(out, badge(report, label=label).encode())
+    except OSError as error:
+        raise SettingError(f"cannot be written ({error.strerror})", file=str(out)) from None
+    print(f"wrote {out}")
     raise typer.Exit(report.exit_code)
 
 
