@@ -240,7 +240,7 @@ def test_an_error_is_told_as_bitnet_tells_its_own(bitnet, tmp_path):
 def examples():
     """Every command that a help text gives as an example."""
     commands = app.registered_commands
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         found = re.findall(r"python -m receipts ([^;\n]+)", command.callback.__doc__)
         assert found, command.callback
