@@ -183,6 +183,7 @@ class Backend:
     chosen: Variant | None = None
     ledger: Ledger = field(default_factory=Ledger)
     _pool: ThreadPoolExecutor | None = None
+    arena: row_tiles.Arena = field(default_factory=row_tiles.Arena)
 
     @property
     def kernels(self) -> ModuleType:
@@ -200,7 +201,7 @@ class Backend:
         """A ternary matrix in the layout of this backend's kernels."""
         if matrix.tiles.layout == self.variant.layout:
             return matrix
-        tiles = row_tiles.pack(matrix.codes, self.variant.layout)
+        tiles = row_tiles.pack(matrix.codes, self.variant.layout, arena=self.arena)
         n_bytes = tiles.data.nbytes + (0 if matrix.block_scale is None else matrix.block_scale.nbytes)
         return replace(matrix, tiles=tiles, n_bytes=n_bytes)
 
@@ -308,7 +309,7 @@ def _multiply(
             q, scale, total = a.padded(m.tiles.width).int8(how)
             return "ternary_int8_token", lambda i, j: k.ternary_int8_token(v, data, q, total, scale, m.scale, i, j, out)
         weight_scale = _ones(m) if blocks is None else blocks
-        if how == "q8_k" and v.layout != "base-3":
+        if how == "q8_k" and v.layout in ("rows", "2-bit"):
             q, scale, total = a.padded(m.tiles.n_col).q8_k
             return "ternary_blocks", lambda i, j: k.ternary_blocks(
                 v, data, weight_scale, q, total, scale, m.scale, i, j, out

@@ -11,7 +11,7 @@ NEVER(PyExc_SystemError) NEVER(PyUnicode_FromString) NEVER(Py_DecRef) NEVER(numb
 NEVER(numba_gil_release) NEVER(numba_runtime_build_excinfo_struct) NEVER(numba_unpickle)
 
 void ternary_sums(void *unused, const uint8_t *tiles, int64_t row_tiles, int64_t n_tile, const int8_t *q,
-                  int64_t n_token, int32_t *sums);
+                  int64_t n_token, int8_t *scratch, int32_t *sums);
 void plane_sums(void *unused, const uint8_t *high, const uint8_t *low, int64_t rows, int64_t groups, const int8_t *q,
                 int64_t n_input, int32_t *sums);
 
@@ -41,9 +41,10 @@ static int ternary(const int64_t *n) {
     uint8_t *tiles = take((size_t)(n[0] * n[1] * 64));
     int8_t *q = take((size_t)(n[2] * n[1] * 16));
     size_t count = (size_t)(n[0] * n[2] * 16);
-    int32_t *sums = malloc((count + 128) * sizeof(int32_t)); /* a block writes for as many tokens as it holds */
-    if (!sums) return 2;
-    ternary_sums(0, tiles, n[0], n[1], q, n[2], sums);
+    int32_t *sums = malloc(count * sizeof(int32_t));
+    int8_t *scratch = malloc(1 << 16);
+    if (!sums || !scratch) return 2;
+    ternary_sums(0, tiles, n[0], n[1], q, n[2], scratch, sums);
     return written(sums, count);
 }
 

@@ -14,7 +14,8 @@ from bitnet.kernels.variants import VARIANTS
 INSTRUCTIONS = {
     "avx512vnni": (r"vpdpbusd\s.*zmm", r"vpmull"),
     "avx512vnni-2bit": (r"vpdpbusd\s.*zmm", r"vpmull"),
-    "avx2": (r"vpmaddubsw\s.*ymm", r"zmm"),
+    "avx2": (r"vpshufb\s.*ymm", r"zmm"),
+    "avx2-2bit": (r"vpmaddubsw\s.*ymm", r"zmm"),
     "neon": (r"sdot\s+v\d+\.4s", r"\smul\s+v"),
     "generic": (r"pmullw", r"ymm"),
 }

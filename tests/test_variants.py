@@ -6,7 +6,7 @@ import pytest
 
 from bitnet.errors import UsageError
 from bitnet.kernels import variants
-from bitnet.kernels.variants import TILE_COLUMNS, VARIANTS, choose, runs_here
+from bitnet.kernels.variants import TILES, VARIANTS, choose, runs_here
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def host(monkeypatch):
 
 def test_ids_are_those_of_the_table_and_layouts_are_known():
     assert all(key == v.id for key, v in VARIANTS.items())
-    assert {v.layout for v in VARIANTS.values()} == set(TILE_COLUMNS)
+    assert {v.layout for v in VARIANTS.values()} == set(TILES)
     assert not VARIANTS["generic"].needs
 
 
@@ -48,7 +48,7 @@ def test_one_that_is_asked_for_is_taken_or_refused_but_never_replaced(host, monk
     assert choose("generic").id == "generic"
     with pytest.raises(UsageError, match="no avx512bw, avx512f") as refused:
         choose("avx512vnni")
-    assert "one of avx2, generic, generic-base3" in str(refused.value)
+    assert "one of avx2, avx2-2bit, generic, generic-base3" in str(refused.value)
     with pytest.raises(UsageError, match="no kernels for 'sse9'"):
         choose("sse9")
     monkeypatch.setenv("BITNET_ISA", "generic-base3")

@@ -1,9 +1,10 @@
 """Tile × activations as intrinsics, for every variant: what the loops of `ternary.py` are made of.
 
 Three opaque values travel through a kernel: the variant, which carries no data at all; `Sums`, the int32 sums of some
-rows for some tokens; and `Partial`, the accumulators of the inner loop. `add` multiplies one tile by the activations
-of all its tokens; `flush` moves partial sums into sums, at least every `group` tiles. How each variant does it is in
-`strategies.py`.
+rows for some tokens; and `Partial`, the accumulators of the inner loop. `add` multiplies one tile by the inputs of all
+its tokens; `flush` moves partial sums into sums, at least every `group` tiles. Tiles are multiplied as they are packed,
+or unpacked first; the inputs are int8 activations, or the tables that `fill` makes of them for a variant that looks
+products up. How each variant does it is in `strategies.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from numba import types
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
 from bitnet.kernels import strategies
+from bitnet.kernels.lookup import Lookup
 from bitnet.kernels.simd import intrinsic
-from bitnet.kernels.variants import TILE_COLUMNS, Variant
+from bitnet.kernels.variants import TILES, Variant
+from bitnet.kernels.vectors import Inputs
 
 _I32, _INTP = ir.IntType(32), ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
@@ -27,16 +30,17 @@ class VariantType(types.Type):
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
-        self.strategy = strategies.of(variant)
+        self.packed, self.unpacked = strategies.of(variant)
+        self.shape = TILES[variant.layout]
         super().__init__(name=f"variant({variant.id})")
 
 
 class Sums(types.Type):
-    """Sums of `rows` rows for `n_token` tokens, int32."""
+    """Sums of `rows` rows for `n_token` tokens, int32; of tiles as they are packed, or unpacked."""
 
-    def __init__(self, n_token: int, rows: int) -> None:
-        self.n_token, self.rows = n_token, rows
-        super().__init__(name=f"sums({n_token},{rows})")
+    def __init__(self, n_token: int, rows: int, *, unpacked: bool) -> None:
+        self.n_token, self.rows, self.unpacked = n_token, rows, unpacked
+        super().__init__(name=f"sums({n_token},{rows},{unpacked})")
 
     @property
     def llvm(self) -> ir.Type:
@@ -47,15 +51,15 @@ class Sums(types.Type):
 class Partial(types.Type):
     """Accumulators of one variant for `rows` rows and `n_token` tokens."""
 
-    def __init__(self, variant: VariantType, n_token: int, rows: int) -> None:
-        self.variant, self.n_token, self.rows = variant, n_token, rows
-        super().__init__(name=f"partial({variant.variant.id},{n_token},{rows})")
+    def __init__(self, variant: VariantType, sums: Sums) -> None:
+        self.strategy = variant.unpacked if sums.unpacked else variant.packed
+        self.n_token, self.rows = sums.n_token, sums.rows
+        super().__init__(name=f"partial({variant.variant.id},{sums.name})")
 
     @property
     def llvm(self) -> ir.Type:
         """As many vectors as the strategy has accumulators."""
-        strategy = self.variant.strategy
-        return ir.ArrayType(strategy.vector(self.rows), strategy.count(self.n_token, self.rows))
+        return ir.ArrayType(self.strategy.vector(self.rows), self.strategy.count(self.n_token, self.rows))
 
 
 @typeof_impl.register(Variant)
@@ -104,29 +108,51 @@ def _constant(value: int) -> Any:
     return build
 
 
-def _zero(variant: Any, n_token: int) -> Any:
+def _zero(variant: Any, share: int, *, unpacked: bool) -> Any:
+    """Sums of a block of tokens divided by `share`, or of one token."""
+    strategy = variant.unpacked if unpacked else variant.packed
+    n_token = max(1, strategy.block // share) if share else 1
+
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(signature.return_type.llvm, None)
 
-    return Sums(n_token, variant.strategy.rows(n_token))(variant), build
+    return Sums(n_token, strategy.rows(n_token), unpacked=unpacked)(variant), build
 
 
 @intrinsic
 def one(typingctx: Any, variant: Any) -> Any:
     """Sums of one token for as many rows of a tile as the variant takes at once; all 0."""
-    return _zero(variant, 1)
+    return _zero(variant, 0, unpacked=False)
 
 
 @intrinsic
 def few(typingctx: Any, variant: Any) -> Any:
     """The same for half a block of tokens."""
-    return _zero(variant, variant.strategy.block // 2)
+    return _zero(variant, 2, unpacked=False)
 
 
 @intrinsic
 def block(typingctx: Any, variant: Any) -> Any:
     """The same for a block of tokens, as many as share one reading of a tile."""
-    return _zero(variant, variant.strategy.block)
+    return _zero(variant, 1, unpacked=False)
+
+
+@intrinsic
+def unpacked_one(typingctx: Any, variant: Any) -> Any:
+    """Sums of one token over an unpacked tile of 16 rows."""
+    return _zero(variant, 0, unpacked=True)
+
+
+@intrinsic
+def unpacked_few(typingctx: Any, variant: Any) -> Any:
+    """The same for half a block of tokens."""
+    return _zero(variant, 2, unpacked=True)
+
+
+@intrinsic
+def unpacked_block(typingctx: Any, variant: Any) -> Any:
+    """The same for a block of tokens."""
+    return _zero(variant, 1, unpacked=True)
 
 
 @intrinsic
@@ -136,34 +162,24 @@ def start(typingctx: Any, variant: Any, sums: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(signature.return_type.llvm, None)
 
-    return Partial(variant, sums.n_token, sums.rows)(variant, sums), build
+    return Partial(variant, sums)(variant, sums), build
 
 
 @intrinsic
-def add(typingctx: Any, partial: Any, tiles: Any, at: Any, q: Any, at_q: Any, stride: Any) -> Any:
-    """Add the product of (a part of) one tile and its columns of the activations.
+def add(typingctx: Any, partial: Any, tiles: Any, at: Any, inputs: Any, at_input: Any, stride: Any) -> Any:
+    """Add the product of (a part of) one tile and its columns of the inputs.
 
-    `tiles[at]` is the first lane's first byte; `q[at_q + t · stride]` the first activation of token t.
+    `tiles[at]` is the first lane's first byte; `inputs[at_input + t · stride]` the first byte of token t's inputs.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         part = signature.args[0]
         tile = _address(context, builder, signature.args[1], args[1], args[2])
-        first = _address(context, builder, signature.args[3], args[3], args[4])
-
-        def four(token: int, plane: int) -> Any:
-            """The four activations of a plane, as one word."""
-            at_token = builder.mul(args[5], ir.Constant(_INTP, token)) if token else ir.Constant(_INTP, 0)
-            address = builder.gep(first, [builder.add(at_token, ir.Constant(_INTP, 4 * plane))])
-            word = builder.load(builder.bitcast(address, _I32.as_pointer()))
-            word.align = 1
-            return word
-
-        strategy = part.variant.strategy
-        state = strategy.add(builder, _elements(builder, args[0]), tile, four, part.n_token, part.rows)
+        source = Inputs(builder, _address(context, builder, signature.args[3], args[3], args[4]), args[5])
+        state = part.strategy.add(builder, _elements(builder, args[0]), tile, source, part.n_token, part.rows)
         return _array(builder, part.llvm, state)
 
-    return partial(partial, tiles, types.intp, q, types.intp, types.intp), build
+    return partial(partial, tiles, types.intp, inputs, types.intp, types.intp), build
 
 
 @intrinsic
@@ -172,7 +188,7 @@ def flush(typingctx: Any, partial: Any, sums: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         part = signature.args[0]
-        found = part.variant.strategy.flush(builder, _elements(builder, args[0]), part.n_token, part.rows)
+        found = part.strategy.flush(builder, _elements(builder, args[0]), part.n_token, part.rows)
         old = _elements(builder, args[1])
         return _array(builder, args[1].type, [builder.add(a, b) for a, b in zip(old, found, strict=True)])
 
@@ -180,17 +196,64 @@ def flush(typingctx: Any, partial: Any, sums: Any) -> Any:
 
 
 @intrinsic
-def store(typingctx: Any, sums: Any, out: Any, at: Any) -> Any:
-    """Write the sums of token t to `out[at + 16 · t :]`, a flat int32 array."""
+def unpack(typingctx: Any, variant: Any, tiles: Any, at: Any, digits: Any, to: Any, next_rows: Any) -> Any:
+    """Write the tile at `tiles[at]` as bytes to `digits[to]`: 16 rows × 4 columns, the next 4 columns, …
+
+    Rows beyond the first 16 go `next_rows` bytes further.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile = _address(context, builder, signature.args[1], args[1], args[2])
+        found = _address(context, builder, signature.args[3], args[3], args[4])
+        signature.args[0].packed.unpack(builder, tile, found, args[5])
+        return context.get_dummy_value()
+
+    return types.void(variant, tiles, types.intp, digits, types.intp, types.intp), build
+
+
+@intrinsic
+def fill(typingctx: Any, variant: Any, q: Any, at: Any, tables: Any, to: Any) -> Any:
+    """Make the tables of a tile's activations at `q[at]`, to `tables[to]`; nothing if the variant reads none."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        strategy = signature.args[0].packed
+        if isinstance(strategy, Lookup):
+            codes = _address(context, builder, signature.args[1], args[1], args[2])
+            strategy.fill(builder, codes, _address(context, builder, signature.args[3], args[3], args[4]))
+        return context.get_dummy_value()
+
+    return types.void(variant, q, types.intp, tables, types.intp), build
+
+
+@intrinsic
+def store(typingctx: Any, sums: Any, out: Any, at: Any, stride: Any) -> Any:
+    """Write the sums of token t to `out[at + stride · t :]`, a flat int32 array."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[1])(context, builder, args[1]).data
         for t, vector in enumerate(_elements(builder, args[0])):
-            pointer = builder.gep(data, [builder.add(args[2], ir.Constant(_INTP, 16 * t))])
-            builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = 1
+            pointer = builder.gep(data, [builder.add(args[2], builder.mul(args[3], ir.Constant(_INTP, t)))])
+            builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer())).align = 4
         return context.get_dummy_value()
 
-    return types.void(sums, out, types.intp), build
+    return types.void(sums, out, types.intp, types.intp), build
+
+
+@intrinsic
+def restore(typingctx: Any, sums: Any, stored: Any, at: Any, stride: Any) -> Any:
+    """Sums as `store` wrote them."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[1])(context, builder, args[1]).data
+        vectors = []
+        for t in range(signature.args[0].n_token):
+            pointer = builder.gep(data, [builder.add(args[2], builder.mul(args[3], ir.Constant(_INTP, t)))])
+            type_ = ir.VectorType(_I32, signature.args[0].rows)
+            vectors.append(builder.load(builder.bitcast(pointer, type_.as_pointer())))
+            vectors[-1].align = 4
+        return _array(builder, signature.return_type.llvm, vectors)
+
+    return sums(sums, stored, types.intp, types.intp), build
 
 
 @intrinsic
@@ -206,15 +269,40 @@ def tokens(typingctx: Any, sums: Any) -> Any:
 
 
 @intrinsic
-def group(typingctx: Any, variant: Any) -> Any:
+def group(typingctx: Any, variant: Any, sums: Any) -> Any:
     """After how many tiles partial sums must be flushed, a constant."""
-    return types.intp(variant), _constant(variant.strategy.group)
+    strategy = variant.unpacked if sums.unpacked else variant.packed
+    return types.intp(variant, sums), _constant(strategy.group)
+
+
+@intrinsic
+def bias(typingctx: Any, variant: Any, sums: Any) -> Any:
+    """What the digits are too large by, a constant: 1 for 0..2, 0 for trits."""
+    return types.intp(variant, sums), _constant((variant.unpacked if sums.unpacked else variant.packed).bias)
+
+
+@intrinsic
+def table_bytes(typingctx: Any, variant: Any) -> Any:
+    """Bytes of the tables of a tile's activations, a constant; 0 where activations are read."""
+    return types.intp(variant), _constant(variant.packed.table_bytes)
+
+
+@intrinsic
+def tile_rows(typingctx: Any, variant: Any) -> Any:
+    """Rows of a tile, a constant."""
+    return types.intp(variant), _constant(variant.shape.rows)
 
 
 @intrinsic
 def columns(typingctx: Any, variant: Any) -> Any:
     """Columns of a tile, a constant."""
-    return types.intp(variant), _constant(TILE_COLUMNS[variant.variant.layout])
+    return types.intp(variant), _constant(variant.shape.columns)
+
+
+@intrinsic
+def tile_bytes(typingctx: Any, variant: Any) -> Any:
+    """Bytes of a tile, a constant."""
+    return types.intp(variant), _constant(variant.shape.n_bytes)
 
 
 @intrinsic

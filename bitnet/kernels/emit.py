@@ -5,14 +5,15 @@
 writes an object file with two C functions, to be linked with a driver and run under an emulator:
 
     ternary_sums(void *unused, const uint8_t *tiles, int64_t row_tiles, int64_t n_tile,
-                 const int8_t *q, int64_t n_token, int32_t *sums);
+                 const int8_t *q, int64_t n_token, int8_t *scratch, int32_t *sums);
 
     plane_sums(void *unused, const uint8_t *high, const uint8_t *low, int64_t rows, int64_t groups,
                const int8_t *q, int64_t n_input, int32_t *sums);
 
-`sums[row tile, token, 16]` takes the sums of digits × codes; `q` is [n_token, columns of all tiles]. Of the head's
-codes (`planes.py`), `sums[2, n_input, rows]` takes those of the high plane and of the low one; `q` is [n_input, 2,
-128 · groups].
+`sums[row tile, token, rows of a tile]` takes the sums of digits × codes (of trits, where products are looked up), for
+at most `ternary.TOGETHER` tokens; `q` is [n_token, columns of all tiles]; `scratch` holds `ternary.DIGITS` bytes and,
+where tables are read, those of the tokens. Of the head's codes (`planes.py`), `sums[2, n_input, rows]` takes those of
+the high plane and of the low one; `q` is [n_input, 2, 128 · groups].
 
 It runs in a process of its own: numba's compiler is told to make code for no machine in particular and to load none
 of it, and LLVM's target machine of the other kind turns it into instructions. The driver defines the names that the
@@ -67,18 +68,23 @@ def emitted(variant: Variant, form: Form) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603  this module
 
 
-def _sums(v, tiles, row_tiles, n_tile, q, n_token, out):
-    stride = n_tile * dot.columns(v)
-    flat = carray(tiles, (row_tiles * n_tile * 64,))
+def _sums(v, tiles, row_tiles, n_tile, q, n_token, scratch, out):
+    n_row, n_byte, stride = dot.tile_rows(v), dot.tile_bytes(v), n_tile * dot.columns(v)
+    flat = carray(tiles, (row_tiles * n_tile * n_byte,))
     flat_q = carray(q, (n_token * stride,))
-    sums = carray(out, (row_tiles * n_token * 16,))
+    width = ternary.table_width(v, n_token, n_tile)
+    space = carray(scratch, (ternary.DIGITS + n_token * width,))
+    sums = carray(out, (row_tiles * n_token * n_row,))
+    inputs, input_stride = flat_q, stride
+    if width:
+        inputs, input_stride = space[ternary.DIGITS :], width
+        for t in range(n_token):
+            ternary.fill_tables(v, flat_q, t * stride, n_tile, inputs, t * width)
     for tile_row in range(row_tiles):
-        t = 0
-        while t < n_token:
-            mine = sums[16 * (tile_row * n_token + t) :]
-            t += ternary.row_tile_sums(
-                v, flat, tile_row * n_tile * 64, n_tile, flat_q, t * stride, stride, n_token - t, mine
-            )
+        ternary.row_tile_sums(
+            v, flat, tile_row * n_tile * n_byte, n_tile, flat_q, 0, stride, inputs, 0, input_stride, n_token,
+            space, sums[n_row * n_token * tile_row :],
+        )  # fmt: skip
 
 
 def _plane_sums(v, high, low, rows, groups, q, n_input, out):
@@ -104,7 +110,7 @@ def _functions(variant: Variant) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     kind, size, sums = dot.VariantType(variant), types.intp, types.CPointer(types.int32)
     codes, q = types.CPointer(types.uint8), types.CPointer(types.int8)
     return {
-        SYMBOL: (_sums, (kind, codes, size, size, q, size, sums)),
+        SYMBOL: (_sums, (kind, codes, size, size, q, size, q, sums)),
         PLANE_SYMBOL: (_plane_sums, (kind, codes, codes, size, size, q, size, sums)),
     }
 

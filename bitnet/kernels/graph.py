@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from bitnet.kernels import attend, cpu, ternary
+from bitnet.kernels import attend, cpu, dot, ternary
 from bitnet.kernels.barrier import wait
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
@@ -55,8 +55,8 @@ def _share(n, thread, n_threads):
 
 
 @device
-def _prepare(thread, n_threads, state, x, weight, eps, h, q, scale, total):
-    """Norm (where there is one) and int8 codes of x [n_token, n], to row `thread` for one token, row t for more."""
+def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, scale, total):
+    """Norm (where there is one), int8 codes and tables of x [n_token, n]: row `thread` for one token, t for more."""
     n_token = x.shape[0]
     if n_token == 1:
         begin, end, to = 0, 1, thread
@@ -69,21 +69,26 @@ def _prepare(thread, n_threads, state, x, weight, eps, h, q, scale, total):
         cpu.quantise_int8_token(h[to:stop], q[to:stop], scale[to:stop], total[to:stop])
     else:
         cpu.quantise_int8_token(x[begin:end], q[to:stop], scale[to:stop], total[to:stop])
+    if ternary.is_direct(n_token):
+        ternary.prepare(v, q[to:stop], n_tile, inputs[to:stop])
     if n_token > 1:
         wait(state, n_threads)
 
 
 @device
-def _multiply(v, thread, n_threads, address, shape, tensor_scale, q, scale, total, sums, out):
+def _multiply(v, thread, n_threads, matrix, q, tables, scale, total, digits, sums, out):
     """This thread's rows of one product; the first and the last of them."""
-    tiles = numba.carray(_pointer(address), (shape[0], shape[1], 64))
+    address, shape, tensor_scale = matrix
+    tiles = numba.carray(_pointer(address), (shape[0], shape[1], dot.tile_bytes(v)))
     begin, end = _share(shape[0], thread, n_threads)
-    if out.shape[0] == 1:
-        ternary.matvec(v, tiles, q[thread], total[thread], scale[thread], tensor_scale, begin, end, sums, out[0])
-    else:
-        n = out.shape[0]
-        ternary.matmul(v, tiles, q[:n], total, scale, tensor_scale, begin, end, sums, out)
-    return 16 * begin, min(16 * end, out.shape[1])
+    first = thread if out.shape[0] == 1 else 0
+    last = first + out.shape[0]
+    inputs = tables if dot.table_bytes(v) else q
+    ternary.multiply(
+        v, tiles, q[first:last], inputs[first:last], total[first:], scale[first:], tensor_scale,
+        begin, end, digits, sums, out,
+    )  # fmt: skip
+    return dot.tile_rows(v) * begin, min(dot.tile_rows(v) * end, out.shape[1])
 
 
 @device
@@ -138,8 +143,8 @@ def _gate(sizes, gate, up, begin, end, h):
 def layers(
     variant, thread, n_threads, state, sizes, eps, attention_scale,
     matrices, shapes, scales, attn_norm, attn_sub_norm, ffn_norm, ffn_sub_norm,
-    cos, sin, borders, entries, round_probs, tables, keys, values,
-    h, q8, h_q, q8_q, h_ff, q8_ff, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
+    cos, sin, borders, entries, round_probs, pages, keys, values,
+    h, q8, h_q, q8_q, h_ff, q8_ff, tables, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
 ):  # fmt: skip
     """All layers, in place: x [T, n_embd] from the embedding to the last residual.
 
@@ -150,39 +155,64 @@ def layers(
     cos, sin                     [T, head_dim / 2]
     borders, entries             sequence s has tokens [borders[s], borders[s + 1]), the first at cache entry entries[s]
     round_probs                  [n_sequence]: whether probabilities are rounded to binary16
-    tables                       [n_sequence, pages]
+    pages                        [n_sequence, pages of a sequence]
     keys, values                 [n_layer, n_page, n_head_kv, page, head_dim]
-    h … total8                   scratch of max(T, n_threads) rows; codes are as wide as the tiles, zero where padded
+    h … total8                   scratch of max(T, n_threads) rows; codes are as wide as the tiles, zero where padded,
+                                 and tables are those of `ternary.prepare`
     q … y                        scratch of T rows
     """
-    sums = np.empty(16 * ternary.BLOCK, np.int32)
+    digits, sums = np.empty(ternary.DIGITS, np.int8), np.empty(ternary.SUMS, np.int32)
     first, last = _share(q.shape[1] // sizes[HEAD_DIM], thread, n_threads)
     for il in range(matrices.shape[0]):
         m, s, c = matrices[il], shapes[il], scales[il]
-        _prepare(thread, n_threads, state, x, attn_norm[il], eps, h, q8, scale8, total8)
-        _multiply(variant, thread, n_threads, m[Q], s[Q], c[Q], q8, scale8, total8, sums, q)
-        _multiply(variant, thread, n_threads, m[K], s[K], c[K], q8, scale8, total8, sums, k)
-        _multiply(variant, thread, n_threads, m[V], s[V], c[V], q8, scale8, total8, sums, v)
+        _prepare(variant, thread, n_threads, state, x, attn_norm[il], eps, h, q8, s[Q, 1], tables, scale8, total8)
+        _multiply(variant, thread, n_threads, (m[Q], s[Q], c[Q]), q8, tables, scale8, total8, digits, sums, q)
+        _multiply(variant, thread, n_threads, (m[K], s[K], c[K]), q8, tables, scale8, total8, digits, sums, k)
+        _multiply(variant, thread, n_threads, (m[V], s[V], c[V]), q8, tables, scale8, total8, digits, sums, v)
         wait(state, n_threads)
-        _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, tables, keys[il], values[il])
+        _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, pages, keys[il], values[il])
         wait(state, n_threads)
         for i in range(entries.size):
             begin, end = borders[i], borders[i + 1]
             attend.attention(
-                q[begin:end], keys[il], values[il], tables[i], entries[i], attention_scale, round_probs[i],
+                q[begin:end], keys[il], values[il], pages[i], entries[i], attention_scale, round_probs[i],
                 first, last, kqv[begin:end],
             )  # fmt: skip
         wait(state, n_threads)
-        _prepare(thread, n_threads, state, kqv, attn_sub_norm[il], eps, h_q, q8_q, scale8, total8)
-        begin, end = _multiply(variant, thread, n_threads, m[O], s[O], c[O], q8_q, scale8, total8, sums, y)
+        _prepare(
+            variant, thread, n_threads, state, kqv, attn_sub_norm[il], eps, h_q, q8_q, s[O, 1], tables, scale8, total8
+        )
+        begin, end = _multiply(
+            variant, thread, n_threads, (m[O], s[O], c[O]), q8_q, tables, scale8, total8, digits, sums, y
+        )
         _add(x, y, begin, end)
         wait(state, n_threads)
-        _prepare(thread, n_threads, state, x, ffn_norm[il], eps, h, q8, scale8, total8)
-        _multiply(variant, thread, n_threads, m[GATE], s[GATE], c[GATE], q8, scale8, total8, sums, gate)
-        begin, end = _multiply(variant, thread, n_threads, m[UP], s[UP], c[UP], q8, scale8, total8, sums, up)
+        _prepare(variant, thread, n_threads, state, x, ffn_norm[il], eps, h, q8, s[GATE, 1], tables, scale8, total8)
+        _multiply(
+            variant, thread, n_threads, (m[GATE], s[GATE], c[GATE]), q8, tables, scale8, total8, digits, sums, gate
+        )
+        begin, end = _multiply(
+            variant, thread, n_threads, (m[UP], s[UP], c[UP]), q8, tables, scale8, total8, digits, sums, up
+        )
         _gate(sizes, gate, up, begin, end, act)
         wait(state, n_threads)
-        _prepare(thread, n_threads, state, act, ffn_sub_norm[il], eps, h_ff, q8_ff, scale8, total8)
-        begin, end = _multiply(variant, thread, n_threads, m[DOWN], s[DOWN], c[DOWN], q8_ff, scale8, total8, sums, y)
+        _prepare(
+            variant,
+            thread,
+            n_threads,
+            state,
+            act,
+            ffn_sub_norm[il],
+            eps,
+            h_ff,
+            q8_ff,
+            s[DOWN, 1],
+            tables,
+            scale8,
+            total8,
+        )
+        begin, end = _multiply(
+            variant, thread, n_threads, (m[DOWN], s[DOWN], c[DOWN]), q8_ff, tables, scale8, total8, digits, sums, y
+        )
         _add(x, y, begin, end)
         wait(state, n_threads)

@@ -130,3 +130,62 @@ def unpack_base3(data, begin, end, codes):
                     block, within = divmod(20 * tile + 4 * s, 128)
                     plane, byte = divmod(within, 32)
                     words[8 * block + byte // 4] |= four << np.uint32(6 - 2 * plane)
+
+
+@device
+def _columns_of(codes, first_row, first_column, digits):
+    """Digits [384, 32] of 384 columns × 32 rows, in the order of a tile's bytes; 1 beyond the matrix."""
+    n_row, n_byte = codes.shape
+    for group in range(3):
+        for byte in range(32):
+            at = 32 * (first_column // 128 + group) + byte
+            for r in range(32):
+                row, to = first_row + r, 16 * (r // 4 % 2) + 4 * (r // 8) + r % 4
+                digits[128 * group + byte, to] = codes[row, at] if row < n_row and at < n_byte else np.uint8(0x55)
+            for to in range(32):
+                code = digits[128 * group + byte, to]
+                digits[128 * group + byte, to] = code >> np.uint8(6)
+                digits[128 * group + 32 + byte, to] = (code >> np.uint8(4)) & np.uint8(3)
+                digits[128 * group + 64 + byte, to] = (code >> np.uint8(2)) & np.uint8(3)
+                digits[128 * group + 96 + byte, to] = code & np.uint8(3)
+
+
+@kernel
+def pack_triples(codes, begin, end, data):
+    """Rows of tiles [begin, end) of data [row tiles, ceil(n_col / 24), 160]."""
+    digits = np.empty((384, 32), np.uint8)
+    for tile_row in range(begin, end):
+        for first in range(0, data.shape[1], 16):
+            _columns_of(codes, 32 * tile_row, 24 * first, digits)
+            for tile in range(min(16, data.shape[1] - first)):
+                to = data[tile_row, first + tile]
+                to[:] = 0
+                for at in range(8):
+                    a, b, c = digits[24 * tile + 3 * at], digits[24 * tile + 3 * at + 1], digits[24 * tile + 3 * at + 2]
+                    shift, bit = np.uint8(4 * (at % 2)), np.uint8(7 - at)
+                    entries = to[32 * (at // 2) : 32 * (at // 2) + 32]
+                    signs = to[128:]
+                    for i in range(32):
+                        v = np.int8(a[i] + np.uint8(3) * b[i] + np.uint8(9) * c[i]) - np.int8(13)
+                        entries[i] |= np.uint8(abs(v)) << shift
+                        signs[i] |= np.uint8(v < 0) << bit
+
+
+@kernel
+def unpack_triples(data, begin, end, codes):
+    """The inverse of `pack_triples`, without the padding."""
+    n_row, n_col = codes.shape[0], codes.shape[1] * 4
+    for tile_row in range(begin, end):
+        for r in range(min(32, n_row - 32 * tile_row)):
+            row, byte = codes[32 * tile_row + r], 16 * (r // 4 % 2) + 4 * (r // 8) + r % 4
+            row[:] = 0
+            for tile in range(data.shape[1]):
+                packed = data[tile_row, tile]
+                for at in range(8):
+                    v = (np.int32(packed[32 * (at // 2) + byte]) >> (4 * (at % 2))) & 15
+                    v = 13 - v if (packed[128 + byte] >> (7 - at)) & 1 else 13 + v
+                    for column in range(24 * tile + 3 * at, min(24 * tile + 3 * at + 3, n_col)):
+                        block, within = divmod(column, 128)
+                        plane, where = divmod(within, 32)
+                        row[32 * block + where] |= np.uint8(v % 3 << (6 - 2 * plane))
+                        v //= 3

@@ -1,7 +1,8 @@
-"""Ternary weights as the kernels read them: tiles of 64 bytes, 16 rows × 16 or 20 columns, in one sequential stream.
+"""Ternary weights as the kernels read them: small tiles in one sequential stream.
 
-A tile is sixteen 32-bit lanes, one a row; byte j of a lane holds columns j, j + 4, j + 8, … of the tile, so that four
-consecutive activations, broadcast to every lane, meet four consecutive weights of every row:
+A tile of the first two layouts has 64 bytes, sixteen 32-bit lanes, one a row; byte j of a lane holds columns j, j + 4,
+j + 8, … of the tile, so that four consecutive activations, broadcast to every lane, meet four consecutive weights of
+every row:
 
 - `2-bit`: 16 columns. Digit s of a byte is bits 2s and 2s + 1: column 4s + j.
 - `base-3`: 20 columns. The five digits of a byte, most significant first, are columns j, 4 + j, …, 16 + j. Not their
@@ -9,28 +10,38 @@ consecutive activations, broadcast to every lane, meet four consecutive weights 
   (3·y(s) − y(s+1)) / 256. For y(s) / 256 = f(s) + e·3^s, where f(s) is the fraction of 3^s·v/243 and 0 ≤ e < 1/256;
   f(s) is a multiple of 3^s/243 below 1, so it is at most 1 − 3^s/243, and the error e·3^s < 3^s/256 never carries.
 
-The third layout, `rows`, is that of the file: codes in I2_S order, which are not copied; numpy's kernels read it.
+Digits are 0, 1, 2 for −1, 0, +1: kernels multiply digits and take off the sum of the activations.
 
-Digits are 0, 1, 2 for −1, 0, +1: kernels multiply digits and take off the sum of the activations. Rows are padded to
-16 and columns to whole tiles with zero weights (digit 1); padded activations are zero.
+- `triples`: 32 rows × 24 columns in 160 bytes, 1.67 bits a weight. Columns 3j, 3j + 1 and 3j + 2 of a tile have the
+  trits of v = t0 + 3·t1 + 9·t2. Of row r = 8a + 4b + c (c < 4, b < 2), |v| is in byte 16b + 4a + c of the 32 bytes from
+  32·(j // 2), in its low half for even j; v < 0 is bit 7 − j of the same byte of the last 32. `lookup.py` reads it.
+
+The last layout, `rows`, is that of the file: codes in I2_S order, which are not copied; numpy's kernels read it.
+
+Rows and columns are padded to whole tiles with zero weights; padded activations are zero.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.kernels.variants import TILE_COLUMNS, Layout
+from bitnet.kernels.variants import TILES, Layout
 
-#: Rows of a tile, and its bytes.
-ROWS = 16
-TILE_BYTES = 64
+#: Where memory of a matrix begins: at whole cache lines.
+ALIGNMENT = 64
+#: Memory that is asked for at once.
+_CHUNK = 1 << 26
 
 Codes = NDArray[np.uint8]
 
@@ -40,7 +51,7 @@ class Tiles:
     """A packed matrix.
 
     Attributes:
-        data: [row tiles, column tiles, 64] uint8, aligned to 64 bytes; codes [n_row, n_col / 4] of `rows`.
+        data: [row tiles, column tiles, bytes of a tile] uint8, aligned to 64; codes [n_row, n_col / 4] of `rows`.
         n_row: Rows that are not padding.
         n_col: Columns that are not padding, a multiple of 128.
         layout: How a byte holds its weights.
@@ -56,15 +67,41 @@ class Tiles:
         """Columns with the padding: what activations are padded to."""
         if self.layout == "rows":
             return self.n_col
-        return int(self.data.shape[1]) * TILE_COLUMNS[self.layout]
+        return int(self.data.shape[1]) * TILES[self.layout].columns
 
 
-def aligned(shape: tuple[int, ...], alignment: int = TILE_BYTES) -> Codes:
-    """An uninitialised uint8 array that begins at a multiple of `alignment`."""
-    size = int(np.prod(shape, dtype=np.int64))
-    store = np.empty(size + alignment, np.uint8)
-    start = -store.ctypes.data % alignment
-    return store[start : start + size].reshape(shape)
+class Arena:
+    """Memory for the matrices of a model, in huge pages where the system has them.
+
+    A matrix of a few megabytes is too small for huge pages of its own, and with pages of 4 KiB a good part of the time
+    of reading weights goes to finding them.
+    """
+
+    def __init__(self) -> None:
+        self._chunk: Codes | None = None
+        self._taken = 0
+        self._lock = Lock()
+
+    def take(self, shape: tuple[int, ...]) -> Codes:
+        """An uninitialised uint8 array that begins at a cache line."""
+        size = math.prod(shape)
+        if size > _CHUNK // 4:
+            return _pages(-(-size // ALIGNMENT) * ALIGNMENT)[:size].reshape(shape)
+        with self._lock:
+            if self._chunk is None or self._taken + size > self._chunk.size:
+                self._chunk, self._taken = _pages(_CHUNK), 0
+            begin = self._taken
+            self._taken = -(-(begin + size) // ALIGNMENT) * ALIGNMENT
+            return self._chunk[begin : begin + size].reshape(shape)
+
+
+def _pages(size: int) -> Codes:
+    """Memory that the system gives when it is first written."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def as_rows(codes: Codes) -> Tiles:
@@ -72,13 +109,14 @@ def as_rows(codes: Codes) -> Tiles:
     return Tiles(data=codes, n_row=codes.shape[0], n_col=codes.shape[1] * 4, layout="rows")
 
 
-def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1) -> Tiles:
+def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1, arena: Arena | None = None) -> Tiles:
     """Tiles of codes [n_row, n_col / 4] in I2_S order (0, 1, 2; not checked).
 
     Args:
         codes: Byte b of 32 holds columns b, b + 32, b + 64, b + 96 of 128 in bits 7-6, 5-4, 3-2, 1-0.
         layout: Of the result.
         n_threads: Threads that share the rows.
+        arena: Where the result is put; default a place of its own.
     """
     if layout == "rows":
         return as_rows(codes)
@@ -86,8 +124,10 @@ def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1) -> Tiles
 
     codes = np.ascontiguousarray(codes)
     n_row, n_col = codes.shape[0], codes.shape[1] * 4
-    data = aligned((-(-n_row // ROWS), -(-n_col // TILE_COLUMNS[layout]), TILE_BYTES))
-    kernel = packing.pack_2bit if layout == "2-bit" else packing.pack_base3
+    shape = TILES[layout]
+    data = (arena or Arena()).take((-(-n_row // shape.rows), -(-n_col // shape.columns), shape.n_bytes))
+    kernels = {"2-bit": packing.pack_2bit, "base-3": packing.pack_base3, "triples": packing.pack_triples}
+    kernel = kernels[layout]
     _split(data.shape[0], n_threads, lambda begin, end: kernel(codes, begin, end, data))
     return Tiles(data=data, n_row=n_row, n_col=n_col, layout=layout)
 
@@ -99,7 +139,8 @@ def unpack(tiles: Tiles, *, n_threads: int = 1) -> Codes:
     from bitnet.kernels import packing
 
     codes = np.empty((tiles.n_row, tiles.n_col // 4), np.uint8)
-    kernel = packing.unpack_2bit if tiles.layout == "2-bit" else packing.unpack_base3
+    kernels = {"2-bit": packing.unpack_2bit, "base-3": packing.unpack_base3, "triples": packing.unpack_triples}
+    kernel = kernels[tiles.layout]
     _split(tiles.data.shape[0], n_threads, lambda begin, end: kernel(tiles.data, begin, end, codes))
     return codes
 

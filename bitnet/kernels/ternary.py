@@ -1,15 +1,19 @@
 """Ternary matrix × activations over tiles, one loop for one token and for many, in every variant.
 
-A tile is read once and multiplied by the activations of up to eight tokens. Work is split by rows of tiles (16 rows);
-sums are exact integers, so neither the split, nor the number of tokens, nor the variant shows in a result.
+Up to seven tokens are multiplied with tiles as they are packed, one, two or more at a time; for more, a row of tiles is
+unpacked to bytes first, which all of them share. Work is split by rows of tiles; sums are exact integers, so neither
+the split, nor the number of tokens, nor the variant shows in a result.
 
 Device functions take and give what other kernels can inline; the kernels below them are what `linear.py` calls:
 
     v             variant (`variants.Variant`)
-    tiles         [row tiles, column tiles, 64] uint8
+    tiles         [row tiles, column tiles, bytes of a tile] uint8
     q             [n_token, columns of all tiles] int8, padded with zeros
+    inputs        what packed tiles are multiplied with: q, or for a variant that looks products up the tables that
+                  `prepare` makes of it, [n_token, at least column tiles × table bytes] int8
     total         [n_token] int32, the sum of a token's codes ([n_token, blocks] for blocks of 256)
     begin, end    row tiles
+    digits, sums  scratch, int8 [DIGITS] and int32 [SUMS]
     out           [n_token, n_row]
 """
 
@@ -24,123 +28,220 @@ _f32 = np.float32
 
 #: Bytes of weights that are fetched ahead.
 AHEAD = 4096
-#: Bytes of activations that are used for all rows before the next tokens' are: they stay in a second-level cache.
-_RESIDENT = 1 << 17
-#: The most tokens that share one reading of a tile.
-BLOCK = 8
+#: The most tokens that are multiplied with tiles as they are packed.
+DIRECT = 7
+#: The most tokens that share one unpacking: their activations and sums stay in a second-level cache.
+TOGETHER = 64
+#: Columns that are unpacked at once, a multiple of every tile's: 16 rows of them stay in a first-level cache.
+_COLUMNS = 960
+#: Elements of the scratch arrays.
+DIGITS, SUMS = 32 * _COLUMNS, 32 * TOGETHER
 
 
 @device
-def _accumulate(v, sums, tiles, at, n_tile, q, at_q, stride):
-    """`sums` plus the products of `n_tile` tiles, the first at `tiles[at]`."""
-    group, columns = dot.group(v), dot.columns(v)
-    for first in range(0, n_tile, group):
-        partial = dot.start(v, sums)
-        for tile in range(first, min(first + group, n_tile)):
-            dot.prefetch(tiles, at + 64 * tile + AHEAD)
-            partial = dot.add(partial, tiles, at + 64 * tile, q, at_q + columns * tile, stride)
-        sums = dot.flush(partial, sums)
-    return sums
+def _fetch_ahead(v, tiles, at):
+    for line in range(0, dot.tile_bytes(v), 64):
+        dot.prefetch(tiles, at + AHEAD + line)
 
 
 @device
-def _tile_rows(v, zero, tiles, at, n_tile, q, at_q, stride, sums):
-    """Sums of the 16 rows of a row tile for the tokens of `zero`, to `sums[16 · t + row]`."""
+def _flush(v, partial, zero, sums, at):
+    """Adds accumulators to sums in memory: in registers they would push out what the inner loop needs."""
+    found = dot.flush(partial, dot.restore(zero, sums, at, dot.tile_rows(v)))
+    dot.store(found, sums, at, dot.tile_rows(v))
+
+
+@device
+def _packed_rows(v, zero, tiles, at, n_tile, inputs, at_input, stride, sums, to):
+    """Sums of the rows of a row tile for the tokens of `zero`, to `sums[to + tile rows · t + row]`."""
+    group, step = dot.group(v, zero), dot.tile_bytes(v)
+    width = dot.table_bytes(v) or dot.columns(v)
+    for row in range(0, dot.tile_rows(v), dot.rows(zero)):
+        dot.store(zero, sums, to + row, dot.tile_rows(v))
+        for first in range(0, n_tile, group):
+            partial = dot.start(v, zero)
+            for tile in range(first, min(first + group, n_tile)):
+                here = at + step * tile
+                _fetch_ahead(v, tiles, here)
+                partial = dot.add(partial, tiles, here + 4 * row, inputs, at_input + width * tile, stride)
+            _flush(v, partial, zero, sums, to + row)
+
+
+@device
+def _packed_sums(v, tiles, at, n_tile, inputs, at_input, stride, n_token, sums):
+    t = 0
+    while t < n_token:
+        here, to = at_input + stride * t, dot.tile_rows(v) * t
+        if n_token - t >= dot.tokens(dot.block(v)):
+            _packed_rows(v, dot.block(v), tiles, at, n_tile, inputs, here, stride, sums, to)
+            t += dot.tokens(dot.block(v))
+        elif n_token - t >= dot.tokens(dot.few(v)):
+            _packed_rows(v, dot.few(v), tiles, at, n_tile, inputs, here, stride, sums, to)
+            t += dot.tokens(dot.few(v))
+        else:
+            _packed_rows(v, dot.one(v), tiles, at, n_tile, inputs, here, stride, sums, to)
+            t += 1
+
+
+@device
+def _unpacked_rows(v, zero, digits, at, n_tile, q, at_q, stride, sums, to):
+    """Adds the sums of 16 unpacked rows for the tokens of `zero` to `sums[to + tile rows · t + row]`."""
+    group, columns = dot.group(v, zero), dot.columns(v)
     for row in range(0, 16, dot.rows(zero)):
-        found = _accumulate(v, zero, tiles, at + 4 * row, n_tile, q, at_q, stride)
-        dot.store(found, sums, row)
+        for first in range(0, n_tile, group):
+            partial = dot.start(v, zero)
+            for tile in range(first, min(first + group, n_tile)):
+                here = at + 16 * columns * tile + 4 * row
+                partial = dot.add(partial, digits, here, q, at_q + columns * tile, stride)
+            _flush(v, partial, zero, sums, to + row)
 
 
 @device
-def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, sums):
-    """Sums of digits × codes of one row tile for the next few of `n_token` tokens; how many they were.
+def _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums):
+    n_row, columns = dot.tile_rows(v), dot.columns(v)
+    chunk = _COLUMNS // columns
+    sums[: n_row * n_token] = 0
+    for first in range(0, n_tile, chunk):
+        n = min(chunk, n_tile - first)
+        for tile in range(n):
+            here = at + dot.tile_bytes(v) * (first + tile)
+            _fetch_ahead(v, tiles, here)
+            dot.unpack(v, tiles, here, digits, 16 * columns * tile, 16 * _COLUMNS)
+        for row in range(0, n_row, 16):
+            t = 0
+            while t < n_token:
+                here, to = at_q + stride * t + columns * first, n_row * t + row
+                if n_token - t >= dot.tokens(dot.unpacked_block(v)):
+                    _unpacked_rows(v, dot.unpacked_block(v), digits, _COLUMNS * row, n, q, here, stride, sums, to)
+                    t += dot.tokens(dot.unpacked_block(v))
+                elif n_token - t >= dot.tokens(dot.unpacked_few(v)):
+                    _unpacked_rows(v, dot.unpacked_few(v), digits, _COLUMNS * row, n, q, here, stride, sums, to)
+                    t += dot.tokens(dot.unpacked_few(v))
+                else:
+                    _unpacked_rows(v, dot.unpacked_one(v), digits, _COLUMNS * row, n, q, here, stride, sums, to)
+                    t += 1
 
-    tiles and q are flat; the first of `n_tile` tiles begins at `tiles[at]`, the first token's activations at `q[at_q]`,
-    the next token's `stride` further. Token t's 16 rows go to `sums[16 · t :]`, int32 [128].
+
+@device
+def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, inputs, at_input, input_stride, n_token, digits, sums):
+    """Sums of one row tile for up to `TOGETHER` tokens, to `sums[tile rows · t + row]`; how much digits exceed trits.
+
+    tiles, q and inputs are flat: the first of `n_tile` tiles begins at `tiles[at]`, the first token's activations at
+    `q[at_q]`, the next token's `stride` further, and so on. One of q and inputs is read, as `is_direct` says.
     """
-    if n_token >= dot.tokens(dot.block(v)):
-        _tile_rows(v, dot.block(v), tiles, at, n_tile, q, at_q, stride, sums)
-        return dot.tokens(dot.block(v))
-    if n_token >= dot.tokens(dot.few(v)):
-        _tile_rows(v, dot.few(v), tiles, at, n_tile, q, at_q, stride, sums)
-        return dot.tokens(dot.few(v))
-    _tile_rows(v, dot.one(v), tiles, at, n_tile, q, at_q, stride, sums)
-    return 1
+    if is_direct(n_token):
+        _packed_sums(v, tiles, at, n_tile, inputs, at_input, input_stride, n_token, sums)
+        return dot.bias(v, dot.one(v))
+    _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums)
+    return dot.bias(v, dot.unpacked_one(v))
 
 
 @device
-def resident_tokens(n_col):
-    """Tokens whose activations are used for all rows before the next ones'."""
-    return max(BLOCK, _RESIDENT // n_col // BLOCK * BLOCK)
+def is_direct(n_token):
+    """Whether so many tokens are multiplied with tiles as they are packed."""
+    return n_token <= DIRECT
 
 
 @device
-def scaled(sums, total, scale, tensor_scale, row, out):
-    """The results of one token and one row tile: (sum − total) ÷ the token's scale × the tensor's, to out[row:]."""
-    n = min(16, out.size - row)
-    if n == 16:
-        for r in range(16):
-            out[row + r] = _f32(_f32(sums[r] - total) / scale) * tensor_scale
-    else:
-        for r in range(n):
-            out[row + r] = _f32(_f32(sums[r] - total) / scale) * tensor_scale
+def table_width(v, n_token, n_tile):
+    """Bytes of a token's tables; 0 where none are read."""
+    return dot.table_bytes(v) * n_tile if is_direct(n_token) else 0
 
 
 @device
-def matvec(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
-    """One token: q [columns], out [n_row], sums [16] scratch; the rest as `ternary_int8_token`."""
-    n_tile = tiles.shape[1]
-    flat = tiles.reshape(-1)
+def fill_tables(v, q, at, n_tile, tables, to):
+    """The tables of one token: codes from `q[at]`, both flat; nothing where the variant reads none."""
+    for tile in range(n_tile):
+        dot.fill(v, q, at + dot.columns(v) * tile, tables, to + dot.table_bytes(v) * tile)
+
+
+@device
+def prepare(v, q, n_tile, tables):
+    """The tables of tokens, where the variant reads tables: q [T, columns], tables [T, at least `table_width`]."""
+    if dot.table_bytes(v):
+        flat_q, flat = q.reshape(-1), tables.reshape(-1)
+        for t in range(q.shape[0]):
+            fill_tables(v, flat_q, t * q.shape[1], n_tile, flat, t * tables.shape[1])
+
+
+@device
+def _scaled(sums, at, total, scale, tensor_scale, out, to, n):
+    """The first n results of one token and one row tile: (sum − total) ÷ the token's scale × the tensor's."""
+    for r in range(n):
+        out[to + r] = _f32(_f32(np.int32(sums[at + r] - total)) / scale) * tensor_scale
+
+
+@device
+def _row_tiles(
+    v, tiles, n_tile, q, stride, inputs, input_stride, total, scale, tensor_scale, begin, end, first, n_token,
+    digits, sums, out, n_out,
+):  # fmt: skip
+    """The products of some row tiles and up to `TOGETHER` tokens; arrays are flat."""
+    n_row = dot.tile_rows(v)
     for tile_row in range(begin, end):
-        _tile_rows(v, dot.one(v), flat, tile_row * n_tile * 64, n_tile, q, 0, 0, sums)
-        scaled(sums, total, scale, tensor_scale, 16 * tile_row, out)
+        at = tile_row * n_tile * dot.tile_bytes(v)
+        bias = row_tile_sums(
+            v, tiles, at, n_tile, q, first * stride, stride, inputs, first * input_stride, input_stride, n_token,
+            digits, sums,
+        )  # fmt: skip
+        rows = min(n_row, n_out - n_row * tile_row)
+        for t in range(first, first + n_token):
+            to = n_out * t + n_row * tile_row
+            _scaled(sums, n_row * (t - first), np.int32(bias * total[t]), scale[t], tensor_scale, out, to, rows)
 
 
 @device
-def matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out):
-    """Any number of tokens; sums [128] scratch."""
-    n_token, stride = q.shape
-    n_tile = tiles.shape[1]
-    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
-    step = resident_tokens(stride)
-    for first in range(0, n_token, step):
-        last = min(first + step, n_token)
-        for tile_row in range(begin, end):
-            t = first
-            while t < last:
-                at = tile_row * n_tile * 64
-                n = row_tile_sums(v, flat, at, n_tile, flat_q, t * stride, stride, last - t, sums)
-                for i in range(n):
-                    scaled(sums[16 * i :], total[t + i], scale[t + i], tensor_scale, 16 * tile_row, out[t + i])
-                t += n
+def multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, digits, sums, out):
+    """The products of any number of tokens, as `ternary_int8_token`."""
+    n_token, n_tile = q.shape[0], tiles.shape[1]
+    flat, flat_q, flat_inputs, flat_out = tiles.reshape(-1), q.reshape(-1), inputs.reshape(-1), out.reshape(-1)
+    if n_token == 1:  # compiled for itself
+        _row_tiles(
+            v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
+            begin, end, 0, 1, digits, sums, flat_out, out.shape[1],
+        )  # fmt: skip
+        return
+    parts = -(-n_token // TOGETHER)
+    for part in range(parts):
+        first, last = n_token * part // parts, n_token * (part + 1) // parts
+        _row_tiles(
+            v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
+            begin, end, first, last - first, digits, sums, flat_out, out.shape[1],
+        )  # fmt: skip
 
 
 @kernel
 def ternary_int8_token(v, tiles, q, total, scale, tensor_scale, begin, end, out):
     """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
-    sums = np.empty(16 * BLOCK, np.int32)
-    if q.shape[0] == 1:
-        matvec(v, tiles, q[0], total[0], scale[0], tensor_scale, begin, end, sums, out[0])
-    else:
-        matmul(v, tiles, q, total, scale, tensor_scale, begin, end, sums, out)
+    digits, sums = np.empty(DIGITS, np.int8), np.empty(SUMS, np.int32)
+    inputs = q
+    if dot.table_bytes(v) and is_direct(len(q)):
+        inputs = np.empty((len(q), table_width(v, len(q), tiles.shape[1])), np.int8)
+        prepare(v, q, tiles.shape[1], inputs)
+    multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, digits, sums, out)
 
 
 @kernel
 def ternary_sums(v, tiles, q, total, begin, end, out):
     """The integer sums alone, int32 (for the comparison of integers)."""
-    n_token, stride = q.shape
-    n_tile, n_row = tiles.shape[1], out.shape[1]
-    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
-    sums = np.empty(16 * BLOCK, np.int32)
-    for tile_row in range(begin, end):
-        t = 0
-        while t < n_token:
-            at = tile_row * n_tile * 64
-            n = row_tile_sums(v, flat, at, n_tile, flat_q, t * stride, stride, n_token - t, sums)
-            for i in range(n):
-                for row in range(16 * tile_row, min(16 * tile_row + 16, n_row)):
-                    out[t + i, row] = sums[16 * i + row % 16] - total[t + i]
-            t += n
+    digits, sums = np.empty(DIGITS, np.int8), np.empty(SUMS, np.int32)
+    n_tile, n_row = tiles.shape[1], dot.tile_rows(v)
+    flat = tiles.reshape(-1)
+    for first in range(0, len(q), DIRECT + 1):  # the last tokens are few, the others are not: both ways are compared
+        mine = q[first : first + DIRECT + 1]
+        inputs = mine
+        if dot.table_bytes(v) and is_direct(len(mine)):
+            inputs = np.empty((len(mine), table_width(v, len(mine), n_tile)), np.int8)
+            prepare(v, mine, n_tile, inputs)
+        flat_q, flat_inputs = mine.reshape(-1), inputs.reshape(-1)
+        for tile_row in range(begin, end):
+            bias = row_tile_sums(
+                v, flat, tile_row * n_tile * dot.tile_bytes(v), n_tile, flat_q, 0, q.shape[1],
+                flat_inputs, 0, inputs.shape[1], len(mine), digits, sums,
+            )  # fmt: skip
+            for t in range(len(mine)):
+                for row in range(n_row * tile_row, min(n_row * tile_row + n_row, out.shape[1])):
+                    out[first + t, row] = sums[n_row * t + row % n_row] - bias * total[first + t]
 
 
 @kernel
@@ -152,16 +253,16 @@ def ternary_blocks(v, tiles, block_scale, q, total, scale, tensor_scale, begin, 
     n_token, stride = q.shape
     n_tile, n_row = tiles.shape[1], out.shape[1]
     flat, flat_q = tiles.reshape(-1), q.reshape(-1)
-    sums = np.empty(16 * BLOCK, np.int32)
-    y = np.empty(16 * BLOCK, np.float64)
+    sums = np.empty(16 * DIRECT, np.int32)
+    y = np.empty(16 * DIRECT, np.float64)
     for tile_row in range(begin, end):
         rows = min(16, n_row - 16 * tile_row)
-        t, n = 0, 0
-        while t < n_token:
+        for t in range(0, n_token, DIRECT):
+            n = min(DIRECT, n_token - t)
             y[:] = 0.0
             for b in range(n_tile // 16):
                 at = (tile_row * n_tile + 16 * b) * 64
-                n = row_tile_sums(v, flat, at, 16, flat_q, t * stride + 256 * b, stride, n_token - t, sums)
+                _packed_sums(v, flat, at, 16, flat_q, t * stride + 256 * b, stride, n, sums)
                 for i in range(n):
                     for r in range(rows):
                         weight = np.float64(block_scale[16 * tile_row + r, b]) * np.float64(scale[t + i, b])
@@ -169,13 +270,27 @@ def ternary_blocks(v, tiles, block_scale, q, total, scale, tensor_scale, begin, 
             for i in range(n):
                 for r in range(rows):
                     out[t + i, 16 * tile_row + r] = _f32(y[16 * i + r]) * tensor_scale
-            t += n
+
+
+@device
+def _triple_digit(tile, row, within):
+    """The digit of one weight of a tile of triples; see `row_tiles`."""
+    byte = 16 * (row // 4 % 2) + 4 * (row // 8) + row % 4
+    at, place = divmod(within, 3)
+    left = (np.int32(tile[32 * (at // 2) + byte]) >> (4 * (at % 2))) & 15
+    trit = 0
+    for _ in range(place + 1):
+        trit = (left + 1) % 3 - 1
+        left = (left - trit) // 3
+    return 1 - trit if (np.int32(tile[128 + byte]) >> (7 - at)) & 1 else 1 + trit
 
 
 @device
 def _digit(v, tiles, row, column):
-    """The digit of one weight, of tiles [row tiles, n_tile, 64]."""
+    """The digit of one weight, of tiles [row tiles, n_tile, bytes of a tile]."""
     tile, within = divmod(column, dot.columns(v))
+    if dot.columns(v) == 24:
+        return _triple_digit(tiles[row // 32, tile], row % 32, within)
     byte = np.int32(tiles[row // 16, tile, 4 * (row % 16) + within % 4])
     if dot.columns(v) == 16:
         return (byte >> (2 * (within // 4))) & 3
@@ -190,7 +305,7 @@ def ternary_float(v, tiles, block_scale, x, tensor_scale, begin, end, out):
     n, n_row = x.shape[1], out.shape[1]
     flat_x = x.reshape(-1)
     weight = np.empty(n, np.float32)
-    for r in range(16 * begin, min(16 * end, n_row)):
+    for r in range(dot.tile_rows(v) * begin, min(dot.tile_rows(v) * end, n_row)):
         for i in range(n):
             weight[i] = _f32(_digit(v, tiles, r, i) - 1) * block_scale[r, i // 256]
         for t in range(x.shape[0]):

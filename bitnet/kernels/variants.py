@@ -15,10 +15,24 @@ from typing import Literal
 
 from bitnet.errors import UsageError
 
-Layout = Literal["rows", "2-bit", "base-3"]
+Layout = Literal["rows", "2-bit", "base-3", "triples"]
 
-#: Columns of one tile of 16 rows; `rows` has no tiles.
-TILE_COLUMNS: Mapping[Layout, int] = {"2-bit": 16, "base-3": 20}
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """Rows, columns and bytes of one tile."""
+
+    rows: int
+    columns: int
+    n_bytes: int
+
+
+#: Of every layout that has tiles; what their bytes mean is in `row_tiles.py`.
+TILES: Mapping[Layout, TileShape] = {
+    "2-bit": TileShape(16, 16, 64),
+    "base-3": TileShape(16, 20, 64),
+    "triples": TileShape(32, 24, 160),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +75,16 @@ VARIANTS: Mapping[str, Variant] = {
             needs=("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
             what="vpdpbusd on 512 bits",
         ),
-        Variant(id="avx2", isa="avx2", layout="2-bit", needs=("avx2", "fma", "f16c"), what="vpmaddubsw on 256 bits"),
+        Variant(
+            id="avx2",
+            isa="avx2",
+            layout="triples",
+            needs=("avx2", "fma", "f16c"),
+            what="vpshufb on 256 bits, three weights a lookup, 1.67 bits a weight",
+        ),
+        Variant(
+            id="avx2-2bit", isa="avx2", layout="2-bit", needs=("avx2", "fma", "f16c"), what="vpmaddubsw on 256 bits"
+        ),
         Variant(id="neon", isa="neon_dotprod", layout="2-bit", needs=("neon", "dotprod"), what="sdot on 128 bits"),
         Variant(id="generic", isa="generic", layout="2-bit", needs=(), what="LLVM vectors of 16-bit products"),
         Variant(id="generic-base3", isa="generic", layout="base-3", needs=(), what="LLVM vectors of 32-bit products"),
@@ -106,7 +129,7 @@ def choose(asked: str | None = None) -> Variant:
 
 
 def for_blocks(variant: Variant) -> Variant:
-    """The variant of the same instruction set for numerics with blocks of 256, which end within base-3 tiles."""
-    if variant.layout != "base-3":
+    """The variant of the same instruction set for numerics with blocks of 256, which end within other tiles."""
+    if variant.layout == "2-bit":
         return variant
     return next(v for v in VARIANTS.values() if v.isa == variant.isa and v.layout == "2-bit")
