@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.kernels.row_tiles import ROWS, TILE_BYTES, Tiles
-from bitnet.kernels.variants import TILE_COLUMNS, Layout
+from bitnet.kernels.row_tiles import Tiles
+from bitnet.kernels.variants import TILES, Layout
 from bitnet.linear import TernaryMatrix
 
 MAGIC = b"bitnetP1"
@@ -104,7 +104,8 @@ def open_packed(path: Path, key: str) -> PackedFile | None:
 
 def _placed(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> PackedMatrix:
     layout: Layout = entry["layout"]
-    shape = (-(-entry["n_row"] // ROWS), -(-entry["n_col"] // TILE_COLUMNS[layout]), TILE_BYTES)
+    tile = TILES[layout]
+    shape = (-(-entry["n_row"] // tile.rows), -(-entry["n_col"] // tile.columns), tile.n_bytes)
     begin, size = entry["offset"], math.prod(shape)
     tiles = Tiles(
         data=data[begin : begin + size].reshape(shape), n_row=entry["n_row"], n_col=entry["n_col"], layout=layout
