@@ -119,7 +119,7 @@ def test_the_ledger_counts_every_call():
     assert (head[0].kernel, head[0].role, head[0].weight_type) == ("cpu.dense.none", "head", "f16")
     assert (projection[0].kernel, projection[0].weight_type) == ("cpu.ternary_int8_token.int8_token", "ternary")
     assert (projection[1].calls, projection[1].rows, projection[1].bytes) == (2, 2 * 3 * N_ROW, 2 * ternary.n_bytes)
-    assert ternary.n_bytes == 48 * N_COL // 4  # rows are padded to 16
+    assert ternary.n_bytes == ternary.tiles.data.nbytes >= N_ROW * N_COL * 1.6 / 8
     assert (head[1].calls, head[1].rows, head[1].bytes) == (1, 3 * N_ROW, 1000)
     assert Backend("plain", 1).ledger is not backend.ledger
 
@@ -149,7 +149,7 @@ def test_which_kernel_ran(kind, how, kernel):
 @pytest.mark.parametrize("how", ["int8_token", "none", "q8_k"])
 def test_every_variant_gives_the_same_bits_and_says_which_it_is(kind, how):
     found = []
-    for v in (v for v in VARIANTS.values() if runs_here(v) and not (how == "q8_k" and v.layout == "base-3")):
+    for v in (v for v in VARIANTS.values() if runs_here(v) and (how != "q8_k" or v.layout == "2-bit")):
         backend = Backend("cpu", 1, v)
         m = backend.pack(matrix(kind)[0])
         assert m.tiles.layout == v.layout
