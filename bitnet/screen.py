@@ -53,7 +53,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.kernels.row_tiles import aligned
+from bitnet.kernels.row_tiles import Arena, aligned
 from bitnet.linear import Backend, DenseMatrix, Float32, Matrix
 
 #: Codes whose planes are stored together.
@@ -139,7 +139,8 @@ def build(matrix: Matrix, backend: Backend) -> Screen | None:
     if not isinstance(matrix, DenseMatrix) or matrix.scale != 1 or backend.device != "cpu":
         return None
     n_row, groups = matrix.n_row, -(-matrix.n_col // _GROUP)
-    high, low = aligned((n_row, groups * _GROUP * 3 // 4)), aligned((n_row, groups * _GROUP // 4))
+    arena = Arena()
+    high, low = arena.take((n_row, groups * _GROUP * 3 // 4)), arena.take((n_row, groups * _GROUP // 4))
     scale = np.empty(n_row, np.float32)
     bounds = np.empty((3, n_row))
     kernel = _kernels().quantise_rows

@@ -40,8 +40,8 @@ from bitnet.kernels.variants import TILES, Layout
 
 #: Where memory of a matrix begins: at whole cache lines.
 ALIGNMENT = 64
-#: Memory that is asked for at once.
-_CHUNK = 1 << 26
+#: Bytes of memory that are asked for at once, and below which a matrix is not worth a place among them.
+_CHUNK, _SMALL = 1 << 26, 1 << 16
 
 Codes = NDArray[np.uint8]
 
@@ -70,6 +70,14 @@ class Tiles:
         return int(self.data.shape[1]) * TILES[self.layout].columns
 
 
+def aligned(shape: tuple[int, ...]) -> Codes:
+    """An uninitialised uint8 array that begins at a cache line."""
+    size = math.prod(shape)
+    store = np.empty(size + ALIGNMENT, np.uint8)
+    start = -store.ctypes.data % ALIGNMENT
+    return store[start : start + size].reshape(shape)
+
+
 class Arena:
     """Memory for the matrices of a model, in huge pages where the system has them.
 
@@ -85,6 +93,8 @@ class Arena:
     def take(self, shape: tuple[int, ...]) -> Codes:
         """An uninitialised uint8 array that begins at a cache line."""
         size = math.prod(shape)
+        if size < _SMALL:
+            return aligned(shape)
         if size > _CHUNK // 4:
             return _pages(-(-size // ALIGNMENT) * ALIGNMENT)[:size].reshape(shape)
         with self._lock:
@@ -125,7 +135,8 @@ def pack(codes: Codes, layout: Layout = "2-bit", *, n_threads: int = 1, arena: A
     codes = np.ascontiguousarray(codes)
     n_row, n_col = codes.shape[0], codes.shape[1] * 4
     shape = TILES[layout]
-    data = (arena or Arena()).take((-(-n_row // shape.rows), -(-n_col // shape.columns), shape.n_bytes))
+    take = aligned if arena is None else arena.take
+    data = take((-(-n_row // shape.rows), -(-n_col // shape.columns), shape.n_bytes))
     kernels = {"2-bit": packing.pack_2bit, "base-3": packing.pack_base3, "triples": packing.pack_triples}
     kernel = kernels[layout]
     _split(data.shape[0], n_threads, lambda begin, end: kernel(codes, begin, end, data))
