@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitnet.codecs.i2_s import trits_to_codes
-from bitnet.kernels.row_tiles import Arena, Tiles, aligned, pack, unpack
+from bitnet.kernels.row_tiles import Arena, Tiles, pack, unpack
 from bitnet.kernels.variants import TILES
 
 LAYOUTS = tuple(TILES)
