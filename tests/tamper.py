@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from receipts import codec
 from receipts.codec import canonical, digest_of
@@ -62,6 +62,13 @@ def original(path: Path) -> Original:
     return Original(path, content, data, tables, raw, decode(data))
 
 
+def caught_in_table(data: Json, tables: tuple[Any, ...], rules: Rules) -> str:
+    """As `caught_by`, where other side files are listed and lie there."""
+    files = codec._decode(codec.hints(Receipt)["side_files"], data["side_files"], "side_files")
+    receipt = replace(rules.source.receipt, side_files=files)
+    return rules.broken(receipt, ["side_files"], tables)
+
+
 def caught_by(data: Json, tables: tuple[Any, ...], *, digest: bool = True) -> str:
     """The first check that refuses a receipt, or "". Where the digest was made again it need not be made twice."""
     try:
@@ -105,13 +112,14 @@ class Rules:
         for name, rule in RULES.items():
             watched = Watched(source.receipt)
             begin = time.perf_counter()
-            assert not list(rule.check(View(watched, source.tables, self.now, self.grouped))), name  # type: ignore[arg-type]
+            assert not list(rule.check(View(watched, source.tables, self.now))), name  # type: ignore[arg-type]
             seconds[name], self.reads[name] = time.perf_counter() - begin, watched.seen
         self.order = sorted(RULES, key=seconds.__getitem__)
 
-    def broken(self, receipt: Receipt, parts: list[str]) -> str:
-        """As `broken_rule`, where only these parts are others than the original's."""
-        view = View(receipt, self.source.tables, self.now, self.grouped)
+    def broken(self, receipt: Receipt, parts: list[str], tables: tuple[Any, ...] | None = None) -> str:
+        """As `broken_rule`, where only these parts are others than the original's, or its tables."""
+        same = tables is None
+        view = View(receipt, self.source.tables if same else tables, self.now, self.grouped if same else {})
         for name in self.order:
             if not self.reads[name].isdisjoint(parts) and next(iter(RULES[name].check(view)), None) is not None:
                 return name
@@ -216,13 +224,24 @@ def caught_in_field(data: Json, source: Original, rules: Rules) -> str:
     if data["side_files"] != source.data["side_files"]:
         return "side_files.content"
     parts = [name for name, value in data.items() if value is not source.data[name]]
-    try:  # `decode`, but for the parts that are shared with the original
+    try:  # `decode`, but for what is shared with the original
         check_version(data["schema_version"])
-        new = {name: codec._decode(codec.hints(Receipt)[name], data[name], name) for name in parts}
+        new = {name: _decoded(data[name], source, name) for name in parts}
     except ReceiptError:
         return "form.fields"
     found = rules.broken(replace(source.receipt, **new), parts)
     return found or ("form.schema" if problems(data, limit=1) else "")
+
+
+def _decoded(value: Json, source: Original, name: str) -> Any:
+    hint, before = codec.hints(Receipt)[name], source.data[name]
+    if not isinstance(value, list) or not value or len(value) != len(before):
+        return codec._decode(hint, value, name)
+    known = getattr(source.receipt, name)
+    return tuple(
+        old if item is was else codec._decode(get_args(hint)[0], item, f"{name}[{i}]")
+        for i, (item, was, old) in enumerate(zip(value, before, known, strict=True))
+    )
 
 
 def spine(data: Json, way: tuple[Any, ...]) -> Json:
@@ -261,10 +280,10 @@ def swapped(source: Original, foreign: Original, rng: random.Random) -> tuple[Js
             del rows[j : j + rng.randint(1, 50)]
         else:
             rows.insert(j, rows[j])
-    content = canonical(rows)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest == side["sha256"]:
+    if rows == source.tables[i]:
         return None
+    content = json.dumps(rows).encode()
+    digest = hashlib.sha256(content).hexdigest()
     side |= {"file": f"rows/{digest}.json", "sha256": digest, "bytes": len(content), "rows": len(rows)}
     try:
         tables[i] = rows_of(side["table"], rows)

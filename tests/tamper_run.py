@@ -131,7 +131,11 @@ class Tampering:
     def side_file(self) -> list[tuple[str, str]]:
         """Another table, or one with other rows."""
         made = self.t.swapped(self.source, self.foreign, self.rng)
-        return [] if made is None else [(f"side files: {made[2]}", self.t.caught_by(made[0], made[1], digest=False))]
+        return (
+            []
+            if made is None
+            else [(f"side files: {made[2]}", self.t.caught_in_table(made[0], made[1], self.small_rules))]
+        )
 
     def lane(self) -> list[tuple[str, str]]:
         """A lane, or its rungs, from elsewhere."""

@@ -59,3 +59,15 @@ def test_changed_fields_are_judged_as_the_verifier_does(source):
             continue
         assert (verify(copy, gate=False, now=NOW).exit_code == 5) is bool(by), (path, by)
     assert json.dumps(source.data) == before
+
+
+def test_changed_tables_are_judged_as_by_all_rules(source):
+    rng, rules = random.Random(3), tamper.Rules(source)
+    tried = 0
+    while tried < 60:
+        made = tamper.swapped(source, source, rng)
+        if made is not None:
+            tried += 1
+            data, tables, how = made
+            by = tamper.caught_in_table(data, tables, rules)
+            assert bool(by) == bool(tamper.caught_by(data, tables, digest=False)), (how, by)
