@@ -210,3 +210,32 @@ def check_change(path, changes):
                 inner[way[-1]] = value
     path.write_text(json.dumps(data))
     assert verify(path, now=NOW).exit_code == 5  # the digest is empty, at the least
+
+
+#: What predecessors let pass, and the receipts that tell the same lie here.
+PREDECESSORS = {
+    "`compute_path: real` was a literal": ("compute-path-literal",),
+    "kernel lists were literals, written even when the run failed": ("kernels-literal", "kernels-of-a-failed-run"),
+    "a mock kernel passed": ("kernel-mock",),
+    "an unknown backend passed": ("backend-unknown",),
+    "GPU kernels passed under cpu": ("kernel-gpu-under-cpu",),
+    "one token at 0.0 tokens/s passed": ("one-token-at-zero-rate",),
+    "`deterministic` meant that a variable existed": ("deterministic-without-runs",),
+    "no hash was checked": ("hash-missing", "hash-of-nothing"),
+    "no timestamp was checked": ("timestamp-missing", "timestamp-in-future", "timestamp-before-start"),
+    "no rate was checked": ("rate-invented",),
+    "no parity was checked": ("parity-invented",),
+    "NaN passed": ("not-a-number",),
+    "empty passed": ("empty", "empty-object"),
+    "baselines were invented": ("baseline-invented",),
+}
+
+
+@pytest.mark.parametrize("hole", PREDECESSORS)
+def test_what_predecessors_let_pass_is_refused_with_its_code_and_place(hole):
+    for name in PREDECESSORS[hole]:
+        report = verify(HERE / "invalid" / f"{name}.json", now=NOW)
+        assert report.exit_code == 5
+        assert not report.valid
+        known = next((h for h in HOLES if h.name == name), None)
+        assert known is None or known.path in {check.path for check in report.failures}
