@@ -267,7 +267,10 @@ def _byte_pair_model(vocabulary: Vocabulary, *, where: str) -> Callable[[str], l
     """The byte-pair model of `tokenizers` over one vocabulary."""
     rules = rules_of(vocabulary.pre, where=where)
     n_vocab = len(vocabulary.tokens)
-    ids = {piece.decode(): i for piece, i in vocabulary.ids.items() if _is_utf8(piece)}
+    try:
+        ids = {piece.decode(): i for piece, i in vocabulary.ids.items()}
+    except UnicodeDecodeError:
+        ids = {piece.decode(): i for piece, i in vocabulary.ids.items() if _is_utf8(piece)}
     # A byte without a token must still stand between its neighbours while they merge, and then vanish.
     missing = [symbol for symbol in BYTE_SYMBOLS if symbol not in ids]
     ids |= {symbol: n_vocab + n for n, symbol in enumerate(missing)}

@@ -17,11 +17,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitnet.errors import ResourceLimitError, TokenizerError
+from bitnet.gguf_types import StringArray
 from bitnet.tokenizer import Tokenizer, from_metadata
 
 MAX_FILE = 1 << 26  # bytes; the largest published tokenizer.json has half of it
@@ -207,12 +211,18 @@ def embedded_sha256(metadata: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for key in sorted(key for key in metadata if key.startswith("tokenizer.")):
         value = metadata[key]
+        if isinstance(value, StringArray):  # holds its strings as they are digested here
+            digest.update(key.encode() + b"\0" + value.block)
+            continue
+        item = cache(_item) if getattr(value, "dtype", np.dtype(object)).kind in "iu" else _item  # few token types
         items = [value] if isinstance(value, str | bytes | int | float | bool) else value
-        digest.update(key.encode() + b"\0")
-        for item in items:
-            raw = item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
-            digest.update(len(raw).to_bytes(8, "little") + raw)
+        digest.update(key.encode() + b"\0" + b"".join(map(item, items)))
     return digest.hexdigest()
+
+
+def _item(item: str | bytes | float) -> bytes:
+    raw = item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def _begins(path: Path, magic: bytes) -> bool:

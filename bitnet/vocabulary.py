@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import add
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import TokenizerError
+from bitnet.gguf_types import StringArray
 from bitnet.pre_evidence import guess
 from bitnet.pretokenizers import ADD_BOS, rules_of
 
@@ -133,10 +135,12 @@ def read_vocabulary(metadata: Mapping[str, Any], *, where: str) -> Vocabulary:
     if model not in KINDS:
         raise keys.error("model", f"is {model!r}, which is not supported", f"supported: {', '.join(sorted(KINDS))}")
     kind = KINDS[model]
-    tokens = tuple(piece or b"[EMPTY_%d]" % i for i, piece in enumerate(keys.pieces("tokens", required=True)))
+    tokens = tuple(keys.pieces("tokens", required=True))
     if not tokens:
         raise keys.error("tokens", "is empty")
-    ids = {piece: i for i, piece in enumerate(tokens)}
+    if b"" in tokens:
+        tokens = tuple(piece or b"[EMPTY_%d]" % i for i, piece in enumerate(tokens))
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         twice = next(piece for i, piece in enumerate(tokens) if ids[piece] != i)
         raise keys.error("tokens", f"holds {_show(twice)} twice, so its id is ambiguous")
@@ -176,7 +180,7 @@ def _types(keys: _Keys, n_vocab: int) -> list[TokenType]:
     if declared is None:
         return [TokenType.NORMAL] * n_vocab
     known = {int(t): t for t in TokenType}
-    return [known.get(int(t), TokenType.UNDEFINED) for t in declared]
+    return [known.get(t, TokenType.UNDEFINED) for t in declared.tolist()]
 
 
 def _scores(keys: _Keys, n_vocab: int) -> NDArray[np.float32]:
@@ -228,8 +232,27 @@ def _pre(
 
 
 def _merges(keys: _Keys, ids: Mapping[bytes, int]) -> tuple[tuple[str, str], ...]:
-    merges: dict[tuple[str, str], None] = {}  # a repeated merge keeps its first, better rank
-    for i, raw in enumerate(keys.pieces("merges", required=True)):
+    pieces = keys.pieces("merges", required=True)
+    return tuple(dict.fromkeys(_usual_merges(pieces, ids) or _any_merges(keys, pieces, ids)))  # the first rank counts
+
+
+def _usual_merges(pieces: Sequence[bytes], ids: Mapping[bytes, int]) -> list[tuple[str, str]] | None:
+    """Merges looked at all together; None where one is not two known texts with a space between."""
+    try:
+        known = set(map(bytes.decode, ids))
+        pairs = [tuple(piece.decode().split(" ")) for piece in pieces]
+        firsts, seconds = zip(*pairs, strict=True)  # refuses pairs of several lengths, and of others than two
+    except ValueError:  # of which UnicodeDecodeError is one
+        return None
+    if known.issuperset(firsts) and known.issuperset(seconds) and known.issuperset(map(add, firsts, seconds)):
+        return list(zip(firsts, seconds, strict=True))
+    return None
+
+
+def _any_merges(keys: _Keys, pieces: Sequence[bytes], ids: Mapping[bytes, int]) -> list[tuple[str, str]]:
+    """Merges looked at one by one."""
+    merges = []
+    for i, raw in enumerate(pieces):
         space = raw.find(b" ", 1)  # from 1: a first part may itself begin with a space
         first, second = raw[:space], raw[space + 1 :]
         if space < 0:
@@ -238,10 +261,10 @@ def _merges(keys: _Keys, ids: Mapping[bytes, int]) -> tuple[tuple[str, str], ...
             unknown = next(part for part in (first, second, first + second) if part not in ids)
             raise keys.error("merges", f"entry {i} names the token {_show(unknown)}, which the vocabulary lacks")
         try:
-            merges[first.decode(), second.decode()] = None
+            merges.append((first.decode(), second.decode()))
         except UnicodeDecodeError:
             raise keys.error("merges", f"entry {i} is {_show(raw)}, which is not UTF-8") from None
-    return tuple(merges)
+    return merges
 
 
 def _rstrip(keys: _Keys, ids: Mapping[bytes, int], types: Sequence[TokenType]) -> frozenset[int]:
@@ -302,6 +325,8 @@ class _Keys:
 
     def pieces(self, name: str, *, required: bool) -> list[bytes]:
         value = self._get(name, required=required)
+        if isinstance(value, StringArray):
+            return value.tolist()
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise self.error(name, f"is {type(value).__name__}, not an array of strings")
         pieces = list(value)

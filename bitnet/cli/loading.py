@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from bitnet.generate import Generation
     from bitnet.generation_config import GenerationConfig
 
+_COMPILED_ANEW = (
+    "no cache folder can be written, so kernels are compiled at every start, which takes seconds; "
+    "XDG_CACHE_HOME or NUMBA_CACHE_DIR can name one that can"
+)
 #: Seconds of packing before there is a bar.
 _PATIENCE = 0.7
 
@@ -75,9 +79,13 @@ class _Packing:
 
 
 def notices(model: BitNetModel, *, chat: bool) -> tuple[str, ...]:
-    """What the user should know about the model, its tokenizer and its chat template."""
+    """What the user should know about the model, its tokenizer and its chat template, and about this machine."""
+    from bitnet.kernels.compile import cache_folder
+
     found = model.discovery
     told = (*model.notices, *found.notices, found.summary)
+    if model.network.backend.device == "cpu" and cache_folder() is None:
+        told = (*told, _COMPILED_ANEW)
     if chat and model.chat_template.source != "declared":
         told = (*told, f"the chat template is {model.chat_template.source}")
     return told
