@@ -118,7 +118,7 @@ class Continuation:
         by_pass = "f16_decode" in (numerics.probs, numerics.head)
         if not self.config.lookahead or self.config.context == "slide" or by_pass:
             return None
-        return Lookahead(self.prompt_ids)
+        return Lookahead(self.prompt_ids, self.runtime.pass_cost)
 
     def open(self) -> None:
         """Take room in the cache. Raises `ResourceLimitError` if there is none now."""
@@ -169,8 +169,6 @@ class Continuation:
         wrong = len(self._guessed) - right
         if wrong and self.cache is not None:
             self.cache.truncate(self.cache.n_past - wrong)
-        if self._lookahead is not None:
-            self._lookahead.judge(len(self._guessed), right)
         self.meter.guessed_tokens += len(self._guessed)
         self.meter.accepted_tokens += right
         self.evaluated = 1 + right
@@ -247,6 +245,8 @@ def decode(runtime: Runtime, sequences: Sequence[Continuation]) -> list[str]:
     found = runtime.step(batch, [s.meter for s in sequences], [s.wanted for s in sequences])
     pieces = [s.accept(candidates) for s, candidates in zip(sequences, found, strict=True)]
     seconds = time.perf_counter() - began
+    if len(sequences) == 1:
+        runtime.pass_cost.record(len(batch[0][0]), seconds)
     for s in sequences:
         s.meter.decode_tokens += s.evaluated
         s.meter.add_seconds("decode", seconds)

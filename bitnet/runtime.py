@@ -20,6 +20,7 @@ from bitnet.config import ModelConfig
 from bitnet.errors import ResourceLimitError, UsageError
 from bitnet.limits import MEMORY, memory_limit
 from bitnet.linear import Float32
+from bitnet.lookahead import PassCost
 from bitnet.metrics import Meter
 from bitnet.model import Candidates, Network
 from bitnet.turns import Turns
@@ -37,12 +38,14 @@ class Runtime:
         cache_bytes: Size of the pool; default by `pool_pages`.
         load_seconds: What opening the model took, for the metrics.
         closed: Whether it was closed.
+        pass_cost: What passes of several tokens were seen to cost.
     """
 
     network: Network
     cache_bytes: int | None = None
     load_seconds: float = 0.0
     closed: bool = False
+    pass_cost: PassCost = field(default_factory=PassCost)
     _turns: Turns = field(default_factory=Turns)
     _lock: Lock = field(default_factory=Lock)
     _pool: KVPool | None = None
