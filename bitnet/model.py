@@ -65,13 +65,19 @@ class Candidates:
 
 @dataclass(slots=True, kw_only=True)
 class Network:
-    """A model's weights on a backend, with the numerics it computes in; `release` gives back pages of its file."""
+    """A model's weights on a backend, with the numerics it computes in.
+
+    Attributes:
+        release: Gives back pages of its file.
+        screened: Whether the largest logits may be found by bounds; to be set before they are first asked for.
+    """
 
     config: ModelConfig
     weights: Weights
     backend: Backend
     numerics: Numerics = field(default_factory=Numerics)
     release: Callable[[], None] = lambda: None
+    screened: bool = True
     _compiled: CompiledLayers | None = None
     _screen: Screen | None = None
     _prepared: set[str] = field(default_factory=set)
@@ -91,7 +97,7 @@ class Network:
         """The output head as small integers that bound it, where it has such; made when it is first asked for."""
         with self._preparing:
             if "screen" not in self._prepared:
-                self._screen = build_screen(self.weights.head, self.backend)
+                self._screen = build_screen(self.weights.head, self.backend) if self.screened else None
                 self.release()  # every row was read once, and few will be again
                 self._prepared.add("screen")
             return self._screen

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 What = Literal["decode", "prefill"]
+#: How our output head is read: by its proven bounds, or all of it.
+Head = Literal["screened", "full"]
 
 SCHEMA = "urn:bitnet-crossval:benchmark-1"
 _RESAMPLES = 2000
@@ -146,12 +148,48 @@ def alternate(
     return rows
 
 
-def ratios(rows: Sequence[Row], ours: str) -> dict[Task, float]:
-    """Our median over the best median of the others, for each task that others did too."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """Our speed over the best of the others', of one task.
+
+    Attributes:
+        peer: Who that is.
+        value: Of the medians.
+        interval: By bootstrap (95 %), both medians drawn anew, the same each time it is asked for.
+    """
+
+    peer: str
+    value: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.interval[0]:.2f}–{self.interval[1]:.2f})"
+
+
+def ratio(ours: Row, other: Row) -> Ratio:
+    """Of two rows."""
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(row.rates, (_RESAMPLES, len(row.rates))), axis=1) for row in (ours, other)]
+    low, high = np.quantile(drawn[0] / drawn[1], [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
+    return Ratio(peer=other.engine, value=ours.rate / other.rate, interval=(float(low), float(high)))
+
+
+def ratios(rows: Sequence[Row], ours: str) -> dict[Task, Ratio]:
+    """Our median over the best median of the others, for each task that others did too, in the order of the rows."""
     found = {}
-    for task in {row.task for row in rows}:
-        mine = [row.rate for row in rows if row.task == task and row.engine == ours]
-        others = [row.rate for row in rows if row.task == task and row.engine != ours]
-        if mine and others:
-            found[task] = mine[0] / max(others)
+    for mine in rows:
+        others = [row for row in rows if row.task == mine.task and row.engine != ours]
+        if mine.engine == ours and others:
+            found[mine.task] = ratio(mine, max(others, key=lambda row: row.rate))
+    return found
+
+
+def slowdowns(rows: Sequence[Row], ours: str) -> dict[Task, Ratio]:
+    """Our decoding after a long text over that after the shortest, for each position beyond that."""
+    mine = sorted((r for r in rows if r.engine == ours and r.task.what == "decode"), key=lambda r: r.task.position)
+    found: dict[Task, Ratio] = {}
+    for row in mine:
+        first = next(r for r in mine if replace(r.task, position=0) == replace(row.task, position=0))
+        if first.task.position < row.task.position:
+            found[row.task] = replace(ratio(row, first), peer=first.task.name)
     return found

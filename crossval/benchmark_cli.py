@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,15 +24,29 @@ app = group(
 HISTORY = Path("build/benchmark/history.jsonl")
 _SLOWER = 1  # the exit code of a regression
 
+_LIST = "N[,N…]"
+
+
+class HeadChoice(StrEnum):
+    """How our output head is read."""
+
+    screened = "screened"
+    full = "full"
+
+
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="GGUF file, I2_S. Default: --shape.", envvar="BITNET_GGUF")
 ]
 ShapeOption = Annotated[str | None, typer.Option(help="Make (once) and measure a model of this shape: see `make`.")]
-Threads = Annotated[list[int] | None, typer.Option(min=1, help="May be repeated. Default: the physical cores.")]
+Threads = Annotated[list[str] | None, typer.Option(metavar=_LIST, help="Such as 1,2. Default: the physical cores.")]
 Decode = Annotated[int, typer.Option(min=1, help="Tokens decoded one at a time.")]
-Prefill = Annotated[list[int] | None, typer.Option(min=1, help="Tokens of a prompt; may be repeated.")]
-Position = Annotated[list[int] | None, typer.Option(min=0, help="Decode after so many tokens; may be repeated.")]
-Batch = Annotated[list[int] | None, typer.Option(min=1, help="Sequences decoded together; may be repeated.")]
+Prefill = Annotated[list[str] | None, typer.Option(metavar=_LIST, help="Tokens of a prompt, such as 32,512.")]
+Position = Annotated[list[str] | None, typer.Option(metavar=_LIST, help="Decode after so many tokens: 0,1000.")]
+Batch = Annotated[list[str] | None, typer.Option(metavar=_LIST, help="Sequences decoded together, such as 4,8.")]
+HeadOption = Annotated[
+    HeadChoice,
+    typer.Option("--head", help="Our output head: by its bounds, as users do, or all of it, as others do."),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed rounds, after one to warm up.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Also write the JSON document here.")]
 Folder = Annotated[Path, typer.Option(help="For models that are made and copies in other types.")]
@@ -65,6 +80,7 @@ def run(
     prefill: Prefill = None,
     position: Position = None,
     batch: Batch = None,
+    head: HeadOption = HeadChoice.screened,
     repeats: Repeats = 5,
     folder: Folder = Path("build/benchmark"),
     out: OutOption = None,
@@ -73,7 +89,8 @@ def run(
 ) -> None:
     """Measure this engine alone."""
     file = _model(model, shape, folder, quiet=quiet)
-    _measure(file, _tasks(threads, decode, prefill, position, batch), repeats, None, out, quiet=quiet, output=output)
+    tasks = _tasks(threads, decode, prefill, position, batch)
+    _measure(file, tasks, repeats, head, None, out, quiet=quiet, output=output)
 
 
 @app.command(epilog=examples("bitnet benchmark compare --shape tiny --decode 8 --prefill 32 --repeats 2"))
@@ -84,6 +101,7 @@ def compare(
     decode: Decode = 128,
     prefill: Prefill = None,
     position: Position = None,
+    head: HeadOption = HeadChoice.screened,
     repeats: Repeats = 5,
     folder: Folder = Path("build/benchmark"),
     out: OutOption = None,
@@ -102,8 +120,8 @@ def compare(
 
     file = _model(model, shape, folder, quiet=quiet)
     tasks = _tasks(threads, decode, prefill, position, None)
-    found = _measure(file, tasks, repeats, folder, out, quiet=quiet, output=output)
-    slower = benchmark_history.enter(history, file.name, found, gate)
+    found = _measure(file, tasks, repeats, head, folder, out, quiet=quiet, output=output)
+    slower = benchmark_history.enter(history, file.name, found, gate, head.value)
     for line in slower:
         print(f"slower: {line}", file=sys.stderr)
     if slower:
@@ -151,26 +169,49 @@ def _make(target: Path, name: str, seed: int, *, quiet: bool) -> None:
         write(target, SHAPES[name], seed=seed, done=lambda done, total: bar.update(task, completed=done, total=total))
 
 
+def _numbers(given: list[str] | None, option: str, least: int, default: list[int]) -> list[int]:
+    """The numbers of an option that takes several: after commas, repeated, or both."""
+    from bitnet.errors import UsageError
+
+    texts = [text.strip() for many in given or () for text in many.split(",")]
+    for text in texts:
+        if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < least:
+            raise UsageError(
+                f"is {text!r}", where=option, remedy=f"numbers from {least} up, such as {least},{least + 1}"
+            )
+    return list(dict.fromkeys(map(int, texts))) or default
+
+
 def _tasks(
-    threads: list[int] | None,
+    threads: list[str] | None,
     decode: int,
-    prefill: list[int] | None,
-    position: list[int] | None,
-    batch: list[int] | None,
+    prefill: list[str] | None,
+    position: list[str] | None,
+    batch: list[str] | None,
 ) -> list[Task]:
     from bitnet.api import default_threads
     from crossval.benchmark import Task
 
+    positions = _numbers(position, "--position", 0, [0])
+    prompts, batches = _numbers(prefill, "--prefill", 1, [512]), _numbers(batch, "--batch", 1, [])
     tasks = []
-    for n in threads or [default_threads()]:
-        tasks += [Task(what="decode", tokens=decode, position=at, threads=n) for at in position or [0]]
-        tasks += [Task(what="decode", tokens=decode, threads=n, batch=b) for b in batch or [] if b > 1]
-        tasks += [Task(what="prefill", tokens=tokens, threads=n) for tokens in prefill or [512]]
+    for n in _numbers(threads, "--threads", 1, [default_threads()]):
+        tasks += [Task(what="decode", tokens=decode, position=at, threads=n) for at in positions]
+        tasks += [Task(what="decode", tokens=decode, threads=n, batch=b) for b in batches if b > 1]
+        tasks += [Task(what="prefill", tokens=tokens, threads=n) for tokens in prompts]
     return tasks
 
 
 def _measure(
-    file: Path, tasks: list[Task], repeats: int, copies: Path | None, out: Path | None, *, quiet: bool, output: Format
+    file: Path,
+    tasks: list[Task],
+    repeats: int,
+    head: HeadChoice,
+    copies: Path | None,
+    out: Path | None,
+    *,
+    quiet: bool,
+    output: Format,
 ) -> list[Row]:
     """Time, print, write; against llama.cpp where there is a folder for copies."""
     import json
@@ -181,7 +222,7 @@ def _measure(
     from crossval.benchmark_document import document, show
     from crossval.benchmark_engines import LlamaCpp, Ours, peers
 
-    engines: list[Engine] = [Ours(file), *(peers(file, copies) if copies is not None else [])]
+    engines: list[Engine] = [Ours(file, head.value), *(peers(file, copies) if copies is not None else [])]
     with progress(quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         try:
@@ -197,12 +238,12 @@ def _measure(
                     engine.close()
         bar.update(task, description="memory")
         bandwidth = {n: measure(n) for n in sorted({t.threads for t in tasks})}
-    made = document(file, rows, bandwidth)
+    made = document(file, rows, bandwidth, head.value)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     if output is Format.json:
         print(json.dumps(made, indent=2))
     else:
-        show(rows, bandwidth)
+        show(rows, bandwidth, head.value)
     return rows

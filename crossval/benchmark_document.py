@@ -10,29 +10,39 @@ from typing import Any
 from bitnet import __version__
 from bitnet.cli.output import table
 from bitnet.kernels.variants import choose
-from crossval.benchmark import SCHEMA, Row, ratios
+from crossval.benchmark import SCHEMA, Head, Ratio, Row, Task, ratios, slowdowns
 from crossval.environment import cpu_name
 
 
-def document(model: Path, rows: Sequence[Row], bandwidth: Mapping[int, float]) -> dict[str, Any]:
+def document(model: Path, rows: Sequence[Row], bandwidth: Mapping[int, float], head: Head) -> dict[str, Any]:
     """Everything that was measured.
 
     Args:
         model: The file.
         rows: Of all engines.
         bandwidth: Bytes a second that so many threads can read.
+        head: How ours read its output head.
     """
     return {
         "schema": SCHEMA,
         "version": __version__,
         "machine": machine(),
         "model": {"file": model.name, "bytes": model.stat().st_size},
+        "head": head,
         "bandwidth": [{"threads": n, "bytes_per_second": rate} for n, rate in bandwidth.items()],
         "rows": [row.to_dict(bandwidth) for row in rows],
-        "ratios": [
-            {"task": task.name, "threads": task.threads, "ratio": ratio}
-            for task, ratio in sorted(ratios(rows, "bitnet").items(), key=lambda item: (item[0].threads, item[0].name))
-        ],
+        "ratios": [_entry(task, found) for task, found in ratios(rows, "bitnet").items()],
+        "slowdowns": [_entry(task, found) for task, found in slowdowns(rows, "bitnet").items()],
+    }
+
+
+def _entry(task: Task, found: Ratio) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "threads": task.threads,
+        "peer": found.peer,
+        "ratio": found.value,
+        "interval": list(found.interval),
     }
 
 
@@ -41,7 +51,7 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu_name(), "arch": platform.machine(), "isa": choose().id}
 
 
-def show(rows: Sequence[Row], bandwidth: Mapping[int, float]) -> None:
+def show(rows: Sequence[Row], bandwidth: Mapping[int, float], head: Head) -> None:
     """The table: medians, intervals, shares of what memory allows, ratios."""
     found = ratios(rows, "bitnet")
     shown = []
@@ -57,10 +67,15 @@ def show(rows: Sequence[Row], bandwidth: Mapping[int, float]) -> None:
                 f"{row.rate:,.1f}",
                 f"{low:,.1f}–{high:,.1f}",
                 "" if share is None else f"{share:.0%}",
-                "" if ratio is None else f"{ratio:.2f}",
+                "" if ratio is None else str(ratio),
             )
         )
     columns = ("what", "threads", "engine", "tokens/s", "95 %", "of memory", "ratio")
     table(columns, shown, right=(1, 3, 4, 5, 6))
     for n, rate in bandwidth.items():
         print(f"memory, {n} thread(s): {rate / 1e9:.1f} GB/s")
+    mine = "bitnet" if head == "screened" else "bitnet, full head"
+    lines = [f"{task.name}, {task.threads} thread(s): {r} × {r.peer}" for task, r in found.items()]
+    lines += [f"{t.name}, {t.threads} thread(s): {r} × {r.peer}" for t, r in slowdowns(rows, "bitnet").items()]
+    if lines:
+        print(f"{mine}: {'; '.join(lines)}")

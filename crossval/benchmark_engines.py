@@ -10,7 +10,7 @@ from bitnet.errors import UsageError
 from bitnet.generation_config import GenerationConfig
 from bitnet.gguf import GGMLType, read
 from bitnet.transcode import transcode
-from crossval.benchmark import Task
+from crossval.benchmark import Head, Task
 from crossval.plan import TIMEOUT
 from reference.process import ProcessRunner
 from reference.runner import ReferenceUnavailableError, Request
@@ -24,18 +24,26 @@ def prompt(n: int) -> list[int]:
 
 
 class Ours:
-    """This engine, through `generate`."""
+    """This engine, through `generate`.
+
+    Args:
+        model: The file.
+        head: Whether greedy tokens read the head by its bounds, as for a user, or all of it, as other engines do.
+    """
 
     name = "bitnet"
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, head: Head = "screened") -> None:
         self._path = model
+        self._head = head
         self._models: dict[int, bitnet.BitNetModel] = {}
 
     def _model(self, threads: int) -> bitnet.BitNetModel:
         if threads not in self._models:
             self._models.clear()
-            self._models[threads] = bitnet.load(self._path, n_threads=threads)
+            model = bitnet.load(self._path, n_threads=threads)
+            model.network.screened = self._head == "screened"
+            self._models[threads] = model
         return self._models[threads]
 
     def seconds(self, task: Task) -> float:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import UsageError
-from crossval.benchmark import Row, ratios
+from crossval.benchmark import Head, Row, ratios
 from crossval.benchmark_document import machine
 
 #: Earlier runs of the same thing, from which a median means something.
 _ENOUGH = 3
 
 
-def enter(path: Path, model: str, rows: Sequence[Row], gate: float | None) -> list[str]:
+def enter(path: Path, model: str, rows: Sequence[Row], gate: float | None, head: Head = "screened") -> list[str]:
     """Append the ratios of a run, and say which are too far below those of earlier ones.
 
     Args:
@@ -29,12 +29,14 @@ def enter(path: Path, model: str, rows: Sequence[Row], gate: float | None) -> li
         model: Name of the model's file.
         rows: Of all engines.
         gate: Share below the median that is too far; None asks for nothing.
+        head: How ours read its output head; the two are compared apart.
 
     Raises:
         UsageError: The file is no history.
     """
     here = machine()
-    found = {f"{task.name}, {task.threads} thread(s)": r for task, r in sorted(ratios(rows, "bitnet").items(), key=str)}
+    all_of_it = ", full head" if head == "full" else ""
+    found = {f"{task.name}, {task.threads} thread(s){all_of_it}": r.value for task, r in ratios(rows, "bitnet").items()}
     slower = []
     if gate is not None:
         earlier = [e for e in _read(path) if e["machine"] == here and e["model"] == model]

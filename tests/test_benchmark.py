@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from crossval.benchmark import Row, Task, alternate, ratios
+from crossval.benchmark import Row, Task, alternate, ratio, ratios, slowdowns
 
 DECODE = Task(what="decode", tokens=100, threads=2)
 
@@ -30,12 +30,12 @@ def test_engines_take_turns_and_the_first_round_does_not_count():
     assert calls == ["bitnet", "other"] * 4
     assert [row.seconds for row in rows] == [(1, 2, 4), (2, 4, 8)]
     assert [row.rate for row in rows] == [50, 25]
-    assert ratios(rows, "bitnet") == {DECODE: 2}
+    assert [(t, r.value) for t, r in ratios(rows, "bitnet").items()] == [(DECODE, 2)]
 
 
 def test_the_ratio_is_to_the_best_of_the_others():
     rows = [Row(engine=e, task=DECODE, seconds=(s,)) for e, s in (("bitnet", 1.0), ("a", 4.0), ("b", 2.0))]
-    assert ratios(rows, "bitnet") == {DECODE: 2}
+    assert [(t, r.value) for t, r in ratios(rows, "bitnet").items()] == [(DECODE, 2)]
     assert ratios(rows[:1], "bitnet") == {}
     assert ratios(rows[1:], "bitnet") == {}
 
@@ -65,3 +65,26 @@ def test_tasks_are_named_for_people():
     assert DECODE.name == "decode 100"
     assert Task(what="decode", tokens=5, position=7, threads=1).name == "decode 5 at 7"
     assert Task(what="decode", tokens=5, threads=1, batch=3).name == "decode 5, 3 sequences"
+
+
+def test_a_ratio_has_an_interval_that_holds_it_and_is_the_same_twice():
+    mine, other = (
+        Row(engine=e, task=DECODE, seconds=s) for e, s in (("bitnet", (1.0, 1.1, 1.3)), ("a", (2.0, 2.2, 2.1)))
+    )
+    found = ratio(mine, other)
+    assert found.peer == "a"
+    assert found.interval[0] < found.value < found.interval[1]
+    assert found == ratio(mine, other)
+    assert str(ratio(mine, mine)).startswith("1.00 (")
+
+
+def test_decoding_after_a_long_text_is_held_against_decoding_after_none():
+    tasks = [Task(what="decode", tokens=100, position=at, threads=n) for n in (1, 2) for at in (0, 1000)]
+    rows = [Row(engine="bitnet", task=t, seconds=(s,)) for t, s in zip(tasks, (1.0, 1.25, 0.5, 1.0), strict=True)]
+    rows += [Row(engine="other", task=t, seconds=(1.0,)) for t in tasks]
+    found = slowdowns(rows, "bitnet")
+    assert [(t.threads, t.position, r.value, r.peer) for t, r in found.items()] == [
+        (1, 1000, 0.8, "decode 100"),
+        (2, 1000, 0.5, "decode 100"),
+    ]
+    assert slowdowns(rows[:1], "bitnet") == {}

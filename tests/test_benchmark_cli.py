@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def test_a_document_by_the_schema_and_a_picture(folder):
     out = folder / "out.json"
-    arguments = ("--shape", "tiny", "--folder", str(folder), "--threads", "1", "--threads", "2", "--batch", "2")
+    arguments = ("--shape", "tiny", "--folder", str(folder), "--threads", "1,2", "--batch", "2")
     done = run("run", *arguments, *SMALL, "--out", str(out), "--format", "json")
     assert done.exit_code == 0
     document = json.loads(done.stdout)
@@ -47,6 +47,24 @@ def test_a_document_by_the_schema_and_a_picture(folder):
     for name in ("a.png", "a.svg"):
         roofline.draw(roofline.read(out), folder / name)
         assert (folder / name).stat().st_size > 5000
+
+
+def test_the_full_head_and_a_long_text(folder):
+    arguments = ("--model", str(folder / "tiny.gguf"), *SMALL, "--format", "json")
+    read = {}
+    for head in ("screened", "full"):
+        document = json.loads(run("run", *arguments, "--head", head, "--position", "0,20").stdout)
+        jsonschema.validate(document, SCHEMA)
+        assert document["head"] == head
+        assert [entry["task"] for entry in document["slowdowns"]] == ["decode 4 at 20"]
+        read[head] = document["rows"][0]["weight_bytes"]
+    assert read["full"] != read["screened"]
+
+
+def test_what_a_list_of_numbers_is_not(folder):
+    for option, text in (("--threads", "1,x"), ("--threads", "0"), ("--position", "-1"), ("--prefill", "4,,8")):
+        with pytest.raises(UsageError, match="numbers from"):
+            run("run", "--model", str(folder / "tiny.gguf"), option, text)
 
 
 def test_the_table(folder):

@@ -26,6 +26,14 @@ def test_a_slower_run_is_named_and_entered(tmp_path):
     assert len(path.read_text().splitlines()) == 7
 
 
+def test_heads_are_compared_apart(tmp_path):
+    path = tmp_path / "history.jsonl"
+    for _ in range(3):
+        enter(path, "m", rows(2.0), None)
+    assert enter(path, "m", rows(1.0), 0.1, "full") == []
+    assert enter(path, "m", rows(1.0), 0.1) != []
+
+
 def test_another_machine_is_no_measure(tmp_path):
     path = tmp_path / "history.jsonl"
     for _ in range(4):
