@@ -102,6 +102,8 @@ def _finding(lane: Lane, tables: Frames, repro: Mapping[str, str]) -> dict[str, 
         )
     if lane.name in repro:
         say("Repro", "", link=repro[lane.name])
+    elif found is not None and not found.integer:
+        say("Repro", "not made yet", code=f'bitnet validate minimise --only "{lane.name}"')
     if declared := lane.known_deviation:
         say("Known deviation", f"{declared.name}, {declared.status}: {declared.reason}")
     say("Gate", sentences.gate(lane))

@@ -46,6 +46,7 @@ def said(page):
         "3.1%",
         "the odd one is llama.cpp",
         "../repro/silu/",
+        'bitnet validate minimise --only "my own 2B-4T model',
         "llama.cpp-silu, proven",
         "unexplained: no known defect reproduces it",
         "the declaration is stale",

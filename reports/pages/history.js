@@ -26,6 +26,13 @@ function fill(kind, name, machine) {
   draw(at("chart").clientWidth);
 }
 
+/** About four round ticks from 0 to a value. */
+function round(high) {
+  const size = 10 ** Math.floor(Math.log10(high / 4));
+  const step = [1, 2, 5, 10].map((factor) => factor * size).find((one) => one >= high / 4);
+  return Array.from({ length: Math.floor(high / step) + 1 }, (_, i) => i * step);
+}
+
 function draw(width) {
   const { points, changes } = state.shown;
   const [height, left, right, top, foot] = [300, 58, 14, 12, 30];
@@ -39,7 +46,7 @@ function draw(width) {
   const share = (value) => (log ? Math.log10(value / low) / Math.log10(high / low) : value / high);
   const y = (value) => top + (1 - share(value)) * (height - top - foot);
   const image = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
-  const ticks = log ? decades(low, high, 6) : Array.from({ length: 5 }, (_, i) => (high * i) / 4);
+  const ticks = log ? decades(low, high, 6) : round(high);
   for (const tick of ticks) {
     image.append(make("svg:line", { x1: left, x2: width - right, y1: y(tick), y2: y(tick), class: "rule" }));
     image.append(make("svg:text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, number(tick)));
