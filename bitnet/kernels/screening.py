@@ -47,9 +47,10 @@ _f32, _f64 = np.float32, np.float64
 
 #: Largest magnitude of a code.
 LEVELS = 127
-#: Bytes of the high plane that are fetched ahead, and rows of the low plane.
+#: Bytes of the high plane that are fetched ahead, rows of the low plane, and blocks of rows whose bounds are wanted.
 AHEAD = 2048
 _ROWS_AHEAD = 4
+_BLOCKS_AHEAD = 8
 #: Rows whose scale, errors and bounds are fetched ahead: single numbers in too many places for the machine to foresee.
 _NUMBERS_AHEAD = 64
 #: Rows of which only the highest bound is kept.
@@ -101,14 +102,16 @@ def quantise_rows(weight, row, end, high, low, scale, coarse, error, norm):
     flat = weight.reshape(-1)
     width = low.shape[1] * 4
     values, codes = np.zeros(width, np.float32), np.zeros(width, np.int8)
+    zero = simd.zero_f32()
     for r in range(row, end):
+        most_of, nothing = zero, zero
         for i in range(0, n, 16):
-            simd.store_f32(values, i, simd.load(flat, r * n + i))
-        largest = _f32(0.0)
-        finite = True
-        for i in range(n):
-            finite &= abs(values[i]) < _f32(np.inf)
-            largest = max(largest, abs(values[i]))
+            v = simd.load(flat, r * n + i)
+            simd.store_f32(values, i, v)
+            most_of = simd.max_f32(simd.subtract_f32(zero, v), simd.max_f32(v, most_of))
+            nothing = simd.fma_f32(v, zero, nothing)  # NaN from what is not finite
+        largest = simd.largest_f32(most_of)
+        finite = simd.sum_f32(nothing) == _f32(0.0)
         if not finite:
             codes[:] = 0
             _pack(codes, high[r], low[r])
@@ -300,6 +303,13 @@ def refine(
     while taken < blocks.size:
         n = 0
         for b in range(taken, min(taken + _TAKEN_BLOCKS, blocks.size)):
+            if b + _BLOCKS_AHEAD < blocks.size:
+                row = blocks[b + _BLOCKS_AHEAD] * BLOCK
+                dot.prefetch(sums, row)
+                dot.prefetch(scale, row)
+                dot.prefetch(coarse, row)
+                dot.prefetch(norm, row)
+                dot.prefetch(error, row)
             row = blocks[b] * BLOCK
             end = min(row + BLOCK, n_row)
             _bounds(sums, scale, coarse, norm, total[0], constants, row, end, centre, upper)
