@@ -28,8 +28,8 @@ from bitnet.weights import Layer, Weights
 Tap = Callable[[str, int, Float32], Float32]
 
 
-#: Rows of logits that are screened together; for more, reading the whole head costs no more than multiplying so often.
-MAX_SCREENED = 8
+#: Rows of logits that are screened together, in half the time of computing all of them. Each needs room for its bounds.
+MAX_SCREENED = 32
 #: Largest logits that are worth screening for.
 MAX_TOP = 1024
 

@@ -360,6 +360,16 @@ def test_few_rows_are_computed():
     assert built.high.nbytes + built.low.nbytes == 20_000 * 512
 
 
+def test_many_inputs_at_once():
+    rng = np.random.default_rng(10)
+    matrix = head(rng.standard_normal((900, 64)))
+    x = rng.standard_normal((33, 64)).astype(np.float32)
+    x[5], x[6, 3] = 0, np.nan
+    counts = rng.integers(1, 50, 33).tolist()
+    found = screen.top(screen.build(matrix, BACKEND), x, counts, BACKEND)
+    assert all(same(best, expected(matrix, row, k)) for best, row, k in zip(found, x, counts, strict=True))
+
+
 def test_what_is_not_screened():
     matrix = head(np.ones((4, 32)))
     assert screen.build(matrix, Backend("plain", 1)) is None
