@@ -61,6 +61,12 @@ _FORMULA = {
         "q = np.clip(np.rint(x.astype(np.float32) * s), -128, 127).astype(np.int64)  # half to even\n"
         "y = (q @ w.astype(np.int64).T) / s * scale"
     ),
+    "int8_token_reciprocal": (
+        "largest = np.maximum(np.abs(x.astype(np.float32)).max(axis=-1, keepdims=True), np.float32(1e-5))\n"
+        "s = np.float32(127) * (np.float32(1) / largest)  # rounded twice\n"
+        "q = np.clip(np.rint(x.astype(np.float32) * s), -128, 127).astype(np.int64)  # half to even\n"
+        "y = (q @ w.astype(np.int64).T) / s * scale"
+    ),
     "product": "y = x @ w.astype(np.float64).T * scale",
     "rope": (
         "pair = np.arange(d // 2)\nangle = position * theta ** (-2.0 * pair / d)\n"
@@ -145,8 +151,8 @@ def _slices(
             w = oracle.weights(name)[columns]
             scale = float(matrix.extra_scale or 1.0)
         activation = oracle.numerics["activation"] if tap in PROJECTIONS else oracle.numerics["head"]
-        if activation == "int8_token" and w.dtype == np.int8:
-            return "int8_token", {"x": x, "w": w}, {"scale": scale}, columns
+        if activation in rounding.INT8_TOKEN and w.dtype == np.int8:
+            return activation, {"x": x, "w": w}, {"scale": scale}, columns
         return "product", {"x": _activations(x, activation), "w": w}, {"scale": scale}, columns
     if tap in ROTATED:
         head = int(columns[0]) // d
@@ -172,7 +178,7 @@ def _activations(x: Any, kind: str) -> Any:  # noqa: ANN401  # an array
     if kind in rounding.BLOCK:
         q, scale = rounding.int8_blocks(x, kind)
         return (q * scale).reshape(x.shape)
-    if kind == "int8_token":
-        q, s = rounding.int8_token(x)
+    if kind in rounding.INT8_TOKEN:
+        q, s = rounding.int8_token(x, kind=kind)
         return q / s
     return x if kind == "none" else rounding.float_type(x, kind.removesuffix("_decode"))

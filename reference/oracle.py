@@ -355,9 +355,12 @@ class Oracle:
             start = stop
             if len(ids) == start < n_token + request.n_greedy:
                 ids.append(int(rows[-1][-1].argmax()))
-        taps = {key: np.concatenate(parts) for key, parts in recorded.items()}
         return Observation(
-            ids=tuple(ids), logits=np.concatenate(rows), generated=tuple(ids[n_token:]), taps=taps, seconds=seconds
+            ids=tuple(ids),
+            logits=np.concatenate(rows)[n_token - 1 if request.last_only else 0 :],
+            generated=tuple(ids[n_token:]),
+            taps={key: np.concatenate(parts) for key, parts in recorded.items()},
+            seconds=seconds,
         )
 
     def matrix(self, name: str) -> Matrix:

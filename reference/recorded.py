@@ -176,7 +176,7 @@ class Recorded:
             ids.append(int(logits[len(ids) - 1].argmax()))
         return Observation(
             ids=tuple(ids),
-            logits=logits[: n + max(request.n_greedy - 1, 0)].copy(),
+            logits=logits[n - 1 if request.last_only else 0 : n + max(request.n_greedy - 1, 0)].copy(),
             generated=tuple(ids[n:]),
             taps=self._taps() if request.taps else {},
         )

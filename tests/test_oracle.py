@@ -291,3 +291,12 @@ def test_a_prompt_of_120_tokens_is_quick():
     began = time.process_time()
     oracle.run(Request(ids=tuple(range(120))))
     assert time.process_time() - began <= 2.0  # 2 layers of width 512; a ladder climbs many such cases
+
+
+@pytest.mark.parametrize("n_batch", [None, 1, 3])
+def test_logits_after_the_last_token_alone(n_batch):
+    oracle = Oracle(golden_models.model("b158_a"))
+    whole = oracle.run(Request(ids=(1, 45, 300, 7), n_batch=n_batch, n_greedy=3))
+    last = oracle.run(Request(ids=(1, 45, 300, 7), n_batch=n_batch, n_greedy=3, last_only=True))
+    assert np.array_equal(last.logits, whole.logits[3:])
+    assert (last.ids, last.generated) == (whole.ids, whole.generated)

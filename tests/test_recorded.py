@@ -173,3 +173,12 @@ def test_nothing_is_computed(recorded):
         recorded.weights("token_embd.weight")
     recorded.close()
     recorded.close()
+
+
+def test_logits_after_the_last_token_alone():
+    prompt = golden_models.recorded("b158_a").prompts()[0]
+    whole, last = (
+        golden_models.recorded("b158_a").run(Request(ids=prompt.prompt_ids, n_greedy=2, last_only=only))
+        for only in (False, True)
+    )
+    assert np.array_equal(last.logits, whole.logits[len(prompt.prompt_ids) - 1 :])

@@ -37,9 +37,12 @@ def run(script):
     )
 
 
-@pytest.mark.parametrize("tap", DEFECTS)
-def test_the_script_runs_alone_and_shows_it(tmp_path, tap):
-    oracle = Oracle(golden_models.model("b158_a"))
+@pytest.mark.parametrize(
+    ("tap", "activation"),
+    [*((tap, "int8_token") for tap in DEFECTS), ("q", "int8_token_reciprocal"), ("ffn_down", "int8_token_reciprocal")],
+)
+def test_the_script_runs_alone_and_shows_it(tmp_path, tap, activation):
+    oracle = Oracle(golden_models.model("b158_a"), numerics={"activation": activation})
     layer = -1 if tap in ("embd", "result_norm", "result_output") else 1
     minimal = minimise(Mutant.of(oracle.under(Semantics(**DEFECTS[tap])), 1), oracle, IDS, (tap, layer))
     script = write_repro(tmp_path, oracle, minimal, title="A defect.", story="It is wrong.")
