@@ -168,7 +168,8 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> Iterator[Value]:
         if row["engine"] != _ENGINE:
             continue
         name = f"{_text(row['model'])} · {_text(row['what'])}"
-        if rate := _size(row["tokens_per_second"]):
+        rate = 0.0 if row["what"] == "first_token" else _size(row["tokens_per_second"])  # that one is waited for
+        if rate:
             yield Value("speed", name, "tokens/s", rate)
         elif row["seconds"]:
             yield Value("speed", name, "s", statistics.median(map(_size, row["seconds"])))

@@ -29,7 +29,7 @@ def test_what_a_receipt_measured():
     assert 0.9 < ratio.value < 1.2
     drift = values["tiny-silu · oracle · operations", "of its limit"]
     assert drift == Value("drift", drift.series, "of its limit", pytest.approx(0.14))
-    assert ("tiny-silu · load", "s") in values
+    assert {("tiny-silu · load", "s"), ("tiny-silu · first_token", "s")} < set(values)
     assert not [series for series, _ in values if "as bitnet" in series]  # a known deviation is no drift
 
 

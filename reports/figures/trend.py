@@ -32,8 +32,8 @@ from reports.sentences import number
 
 _TITLES = {"drift": "Drift over time", "speed": "Speed over time", "memory": "Memory over time"}
 _SUBTITLE = (
-    "One dot a receipt, one panel a series on one machine; line: median between two changes; dashed red: a change "
-    "(Pettitt's test, one false mark in a thousand series)."
+    "One panel a series on one machine, one dot a receipt, or the median of a few and their range; line: median "
+    "between changes; dashed red: a change (Pettitt's test, one false mark in a thousand series)."
 )
 #: matplotlib counts days from here.
 EPOCH, DAY = np.datetime64("1970-01-01", "D"), np.timedelta64(1, "D")
@@ -89,7 +89,7 @@ def _panel(axes: Axes, values: pd.DataFrame, marks: pd.DataFrame) -> None:
         axes.set_yscale("log")
         axes.minorticks_off()
     else:
-        top = float(sizes.max())
+        top = float(shown["high"].max())
         axes.set_ylim(0, top * 1.15 if top > 0 else 1)
     if len(times) < 2 or times[0] == times[-1]:
         axes.set_xlim(times[0] - DAY, times[0] + DAY)
