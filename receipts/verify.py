@@ -20,6 +20,7 @@ import receipts.check_files
 import receipts.check_lanes
 import receipts.check_ledger
 import receipts.check_profiles
+import receipts.check_rows
 import receipts.check_runs
 import receipts.check_speed
 import receipts.check_subject
