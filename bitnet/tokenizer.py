@@ -268,7 +268,7 @@ def _byte_pair_model(vocabulary: Vocabulary, *, where: str) -> Callable[[str], l
     rules = rules_of(vocabulary.pre, where=where)
     n_vocab = len(vocabulary.tokens)
     try:
-        ids = {piece.decode(): i for piece, i in vocabulary.ids.items()}
+        ids = dict(zip(map(bytes.decode, vocabulary.ids), vocabulary.ids.values(), strict=True))
     except UnicodeDecodeError:
         ids = {piece.decode(): i for piece, i in vocabulary.ids.items() if _is_utf8(piece)}
     # A byte without a token must still stand between its neighbours while they merge, and then vanish.

@@ -180,7 +180,7 @@ def _types(keys: _Keys, n_vocab: int) -> list[TokenType]:
     if declared is None:
         return [TokenType.NORMAL] * n_vocab
     known = {int(t): t for t in TokenType}
-    return [known.get(t, TokenType.UNDEFINED) for t in declared.tolist()]
+    return [t or TokenType.UNDEFINED for t in map(known.get, declared.tolist())]  # UNDEFINED itself is 0
 
 
 def _scores(keys: _Keys, n_vocab: int) -> NDArray[np.float32]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from command_line import MODELS, ROOT, TINY, run, validated
 
@@ -76,3 +80,25 @@ def test_a_model_by_the_name_of_its_repository(monkeypatch, tmp_path):
         done = run("infer", "run", "-m", "someone/tiny", "-p", "One day Anna", "-n", "12", "-q")
     assert done.code == 0
     assert done.out == infer("-p", "One day Anna", "-q").out
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_written_one_note_says_so_and_it_works(tmp_path):
+    """The home and its cache lie below a file, which stops even the superuser; kernels are compiled in memory."""
+    (tmp_path / "file").write_text("")
+    environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    home = str(tmp_path / "file" / "home")
+    command = [sys.executable, "-m", "bitnet", "infer", "run", "-m", str(TINY), "-p", "One day", "-n", "2"]
+    done = subprocess.run(
+        command,
+        env=environment | {"HOME": home, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("One day")
+    assert done.stderr.count("no cache folder can be written") == 1
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
