@@ -88,7 +88,7 @@ def test_where_nothing_can_be_written_one_note_says_so_and_it_works(tmp_path):
     (tmp_path / "file").write_text("")
     environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
     home = str(tmp_path / "file" / "home")
-    command = [sys.executable, "-m", "bitnet", "infer", "run", "-m", str(TINY), "-p", "One day", "-n", "2"]
+    command = [sys.executable, "-m", "bitnet", "infer", "run", "-m", TINY, "-p", "One day", "-n", "2"]
     done = subprocess.run(
         command,
         env=environment | {"HOME": home, "PYTHONPATH": str(ROOT)},
