@@ -135,8 +135,6 @@ def models_contract(view: View) -> Iterator[Finding]:
         tensors, needed = sum(model.tensor_types.values()), shape.tensors
         if tensors not in (needed, needed + 7 * shape.n_layer):
             yield f"{path}.tensor_types", f"{tensors} tensors, but the architecture has {needed}"
-        if not model.file.startswith(model.name):
-            yield f"{path}.file", f"{model.file!r:.60} is not named as the model is"
 
 
 @rule("models.values", "Hyper-parameters are such as a model can have, and its context holds every case.")
