@@ -179,7 +179,7 @@ def wheel(session: nox.Session) -> None:
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist")
     [built] = (ROOT / "dist").glob("*.whl")
-    folder = Path(session.create_tmp()) / "alone"
+    folder = Path(session.create_tmp()).resolve() / "alone"
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     session.run("python", "-m", "venv", "--clear", str(folder))
     session.run(
