@@ -24,8 +24,8 @@ def test_bytes_for_each_token_are_those_of_the_loaded_model(name):
     import bitnet
 
     path = MODELS / f"{name}.gguf"
-    loaded, found = bitnet.load(path), describe(read(path))
-    if "i2_s" in name:  # whose codes are used in place, without the 32 bytes of the scale
+    loaded, found = bitnet.load(path, isa="generic"), describe(read(path))
+    if "i2_s" in name:  # two bits a weight here as there, without the 32 bytes of the scale
         tails = 32 * found.types["I2_S"].n_tensors
         assert found.bytes_per_token - tails == loaded.info.bytes_per_token
     assert found.n_weights == loaded.info.parameters

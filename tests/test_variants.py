@@ -62,6 +62,7 @@ def test_blocks_of_256_need_tiles_that_end_with_them():
     for v in VARIANTS.values():
         assert variants.for_blocks(v).layout == "2-bit"
         assert variants.for_blocks(v).isa == v.isa
+    assert variants.for_blocks(variants.PLAIN) is variants.PLAIN
 
 
 def test_features_of_this_machine_are_llvms():

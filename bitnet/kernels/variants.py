@@ -129,7 +129,7 @@ def choose(asked: str | None = None) -> Variant:
 
 
 def for_blocks(variant: Variant) -> Variant:
-    """The variant of the same instruction set for numerics with blocks of 256, which end within other tiles."""
-    if variant.layout == "2-bit":
+    """The variant of the same instruction set for numerics with blocks of 256, which end within larger tiles."""
+    if variant.layout in ("2-bit", "rows"):
         return variant
     return next(v for v in VARIANTS.values() if v.isa == variant.isa and v.layout == "2-bit")
