@@ -12,7 +12,7 @@ still be built; the version is then the pin of this project's `llama-cpp` extra.
     python -m reference.llama_cpp_build      # prints the folder, progress on stderr
 
 The order is: `LLAMA_CPP_LIB_PATH`; a library inside the installed binding; the cache; a build. A cached build is
-keyed by the version, the CMake flags, the compiler and the CPU's features, because the build is native.
+keyed by the version, the CMake flags, what is kept, the compiler and the CPU's features, because the build is native.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ CMAKE_FLAGS = (
     "-DLLAMA_OPENSSL=OFF",
     *(f"-DLLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "TOOLS", "EXAMPLES", "SERVER", "APP")),
 )
+
+#: What a build leaves in the cache; a build that kept less, by an older version of this project, is no build.
+KEPT = ("lib", "include")
 
 _MANUAL = f"or point {LIBRARY_VARIABLE} at a folder with libllama and libggml"
 
@@ -206,7 +209,7 @@ def find_compiler() -> tuple[str, str]:
 
 def cache_folder(version: str, tools: Toolchain) -> Path:
     """Where the build of a version by a compiler for this CPU is kept."""
-    parts = (version, *CMAKE_FLAGS, tools.compiler_version, platform.machine(), *_cpu_features())
+    parts = (version, *CMAKE_FLAGS, *KEPT, tools.compiler_version, platform.machine(), *_cpu_features())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return Path(platformdirs.user_cache_dir("bitnet-crossval")) / "llama-cpp" / f"{version}-{key}"
 

@@ -29,7 +29,7 @@ def passes(model):
 
 async def idle(model):
     """Until no call is in progress."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while model.cache_stats.sequences:
         assert time.monotonic() < end
         await asyncio.sleep(0.005)

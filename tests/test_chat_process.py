@@ -45,7 +45,7 @@ def test_a_template_that_runs_long_is_stopped(template, monkeypatch):
     before = time.monotonic()
     with pytest.raises(TokenizerError, match=r"the chat template takes longer than 0\.3 seconds"):
         render(template)
-    assert time.monotonic() - before < 5.0  # seconds: the limit, and a machine that is busy
+    assert time.monotonic() - before < 60  # seconds: each of these would run for hours
     monkeypatch.undo()
     assert render("b") == "b"  # the next one gets a process of its own
 

@@ -43,28 +43,17 @@ def test_help_ends_with_an_example(words):
     assert len(help_of(words)) > 100
 
 
-@pytest.mark.parametrize("words", [(), ("model",), ("infer", "batch")], ids=" ".join)
-def test_help_imports_nothing_heavy(words):
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_help_comes_at_once(words):
+    """By what it imports, which does not depend on the machine: 220 modules take 0.12 to 0.17 s of an idle one."""
     heavy = ("numpy", "numba", "rich", "tokenizers", "huggingface_hub", "jinja2", "gguf", "httpx", "platformdirs")
     shown = f"import sys; from bitnet.cli.main import main; main({[*words, '--help']})"
-    program = f"{shown}; print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    program = f"{shown}; print(len(sys.modules), [m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.stderr.strip() == "[]"
-
-
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="what a process took")
-@pytest.mark.parametrize("words", ALL, ids=" ".join)
-def test_help_takes_at_most_three_tenths_of_a_second(words):
-    seconds = []
-    for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "bitnet", *words, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        seconds.append(used.ru_utime + used.ru_stime)  # of the processor: other programs may be busy
-    assert min(seconds) <= 0.3, seconds
+    assert done.returncode == 0
+    number, _, loaded = done.stderr.partition(" ")
+    assert loaded.strip() == "[]"
+    assert int(number) <= 240
 
 
 @pytest.fixture(scope="module")

@@ -167,9 +167,9 @@ def test_timing_counts_what_was_evaluated_and_not_the_reader(tokenizer, script):
         slept += 1
     metrics = decoder.result.metrics
     assert (metrics.prompt_tokens, metrics.prefill_tokens, metrics.cached_tokens, metrics.decode_tokens) == (3, 3, 0, 4)
-    assert metrics.prefill_seconds > 0
-    assert metrics.prefill_seconds < metrics.first_token_seconds < 1
-    assert 0 < metrics.decode_seconds <= time.perf_counter() - began - 0.05 * slept
+    took = time.perf_counter() - began - 0.05 * slept
+    assert 0 < metrics.prefill_seconds < metrics.first_token_seconds <= took
+    assert 0 < metrics.decode_seconds <= took
     assert metrics.decode_rate == 4 / metrics.decode_seconds
     assert metrics.load_seconds == 0.5
 

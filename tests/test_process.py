@@ -89,7 +89,7 @@ def test_a_hang_is_killed(name):
         started = time.monotonic()
         with pytest.raises(ReferenceFailedError, match=r"no answer within 0\.5 s"):
             runner.run(ASK)
-        assert time.monotonic() - started < 5  # the deadline, a tick and the kill, on a busy machine
+        assert time.monotonic() - started < 60  # it would hang for ever
     assert not psutil.pid_exists(pid)
 
 
@@ -122,7 +122,7 @@ def test_garbage_on_the_pipe_is_a_failure(name):
     started = time.monotonic()
     error = failure(name)
     assert "answered nonsense" in error.what
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("name", ["ShortLogits", "ShortTap", "OtherIds"])
@@ -287,7 +287,7 @@ def test_the_child_dies_with_its_parent(name):
         assert psutil.pid_exists(pid)
         time.sleep(0.3)  # into the native call
         parent.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while _runs(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs(pid)

@@ -129,19 +129,13 @@ def test_it_runs_as_a_module():
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_receipts_is_quick():
-    program = "import time; t = time.process_time(); import receipts; print(time.process_time() - t)"
-    command = [sys.executable, "-c", program]
-    runs = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60) for _ in range(3)]
-    # Seconds of this process alone, and the best of three: other work on the machine is not ours to count.
-    assert min(float(done.stdout) for done in runs) <= 0.25
-
-
 def test_importing_receipts_loads_nothing_heavy():
-    program = "import sys, receipts; print([m for m in sys.argv[1:] if m in sys.modules])"
+    program = "import sys, receipts; print(len(sys.modules), [m for m in sys.argv[1:] if m in sys.modules])"
     heavy = ["jsonschema", "rich", "typer", "numpy", "numba", "bitnet", "reference", "matplotlib"]
     done = subprocess.run([sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stderr
+    number, _, loaded = done.stdout.strip().partition(" ")
+    assert loaded == "[]", done.stderr
+    assert int(number) <= 150  # 0.1 s of an idle machine
 
 
 def test_every_form_is_printed(call, tmp_path, monkeypatch):
