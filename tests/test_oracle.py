@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import golden_models
 import numpy as np
 import pytest
