@@ -109,8 +109,10 @@ class CompiledLayers:
         )
         from bitnet.kernels import barrier, graph
 
-        state = barrier.new_barrier(n_threads)
-        self.backend.together(lambda thread, n: graph.layers(self.backend.variant, thread, n, state, *arguments))
+        state, counters = barrier.new_barrier(n_threads), barrier.new_counters(*self._addresses.shape)
+        self.backend.together(
+            lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments)
+        )
 
     def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
         """Room for all intermediates; that of the last pass again, if it had as many tokens."""

@@ -106,9 +106,20 @@ def _yield(typingctx: Any) -> Any:
     return types.void(), build
 
 
+def new_counters(*shape: int) -> NDArray[np.int64]:
+    """[*shape, 16], along the last axis what `take` counts with, at 0, two cache lines apart."""
+    return np.zeros((*shape, 16), np.int64)
+
+
 def new_counter() -> NDArray[np.int64]:
-    """What `take` counts with, at 0, in a cache line of its own."""
-    return np.zeros(16, np.int64)[8:9]
+    """One of them."""
+    return new_counters()
+
+
+@_inline
+def peek(counter):
+    """The next number of a counter, as it was a moment ago."""
+    return _load(counter, 0)
 
 
 @_inline

@@ -2,8 +2,9 @@
 
 Threads meet at a barrier about six times a layer. Matrices are split by rows of tiles and attention by heads, so every
 sum is made by one thread in the order of the kernels themselves: the same kernels that `model.py` calls one by one,
-and the same bits. The small work before a product (norm, quantisation) is repeated by every thread for one token, and
-shared between them by tokens for more.
+and the same bits. Rows are taken from a counter, by shares that become smaller, so that a thread which came late, or
+whose core is slow, takes fewer. The small work before a product (norm, quantisation) is repeated by every thread for
+one token, and shared between them by tokens for more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from llvmlite import ir
 from numba import types
 
 from bitnet.kernels import attend, cpu, dot, ternary
-from bitnet.kernels.barrier import wait
+from bitnet.kernels.barrier import peek, take, wait
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
 
@@ -24,6 +25,9 @@ from bitnet.kernels.simd import intrinsic, round_f16
 HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY = range(4)
 #: Rows of `matrices`, `shapes` and `scales` of a layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741  # the field's names
+
+#: A thread takes this part of an equal share of the rows that are left.
+_PARTS = 2
 
 
 @intrinsic
@@ -76,11 +80,20 @@ def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, 
 
 
 @device
-def _multiply(v, thread, n_threads, matrix, q, tables, scale, total, digits, sums, out):
-    """This thread's rows of one product; the first and the last of them."""
+def _take(counter, n, n_threads):
+    """Row tiles [begin, end) that no thread has taken; none of n are left where begin >= end."""
+    size = n
+    if n_threads > 1:
+        size = max(1, (n - peek(counter)) // (_PARTS * n_threads))
+    begin = take(counter, size)
+    return begin, min(begin + size, n)
+
+
+@device
+def _multiply(v, thread, begin, end, matrix, q, tables, scale, total, digits, sums, out):
+    """The rows of some row tiles of one product; the first and the last of them."""
     address, shape, tensor_scale = matrix
     tiles = numba.carray(_pointer(address), (shape[0], shape[1], dot.tile_bytes(v)))
-    begin, end = _share(shape[0], thread, n_threads)
     first = thread if out.shape[0] == 1 else 0
     last = first + out.shape[0]
     inputs = tables if dot.table_bytes(v) else q
@@ -89,6 +102,49 @@ def _multiply(v, thread, n_threads, matrix, q, tables, scale, total, digits, sum
         begin, end, digits, sums, out,
     )  # fmt: skip
     return dot.tile_rows(v) * begin, min(dot.tile_rows(v) * end, out.shape[1])
+
+
+@device
+def _add(x, h, begin, end):
+    for t in range(x.shape[0]):
+        for i in range(begin, end):
+            x[t, i] = x[t, i] + h[t, i]
+
+
+@device
+def _gate(sizes, gate, up, begin, end, h):
+    for t in range(gate.shape[0]):
+        n = end - begin
+        a, b = gate[t][begin:end].reshape((1, n)), up[t][begin:end].reshape((1, n))
+        if sizes[RELU2]:
+            cpu.relu2_gate(a, b, h[t][begin:end].reshape((1, n)))
+        else:
+            cpu.silu_gate(a, b, h[t][begin:end].reshape((1, n)))
+
+
+@device
+def _product(v, thread, n_threads, counter, matrix, q, tables, scale, total, digits, sums, out, x):
+    """One product, by all threads together; added to x, unless x is empty."""
+    n = matrix[1][0]
+    begin, end = _take(counter, n, n_threads)
+    while begin < end:
+        first, last = _multiply(v, thread, begin, end, matrix, q, tables, scale, total, digits, sums, out)
+        _add(x, out, first, last)
+        begin, end = _take(counter, n, n_threads)
+
+
+@device
+def _gated_product(
+    v, thread, n_threads, counter, sizes, gate_matrix, up_matrix, q, tables, scale, total, digits, sums, gate, up, h
+):
+    """Gate and up, and what the activation makes of them, by all threads together."""
+    n = gate_matrix[1][0]
+    begin, end = _take(counter, n, n_threads)
+    while begin < end:
+        _multiply(v, thread, begin, end, gate_matrix, q, tables, scale, total, digits, sums, gate)
+        first, last = _multiply(v, thread, begin, end, up_matrix, q, tables, scale, total, digits, sums, up)
+        _gate(sizes, gate, up, first, last, h)
+        begin, end = _take(counter, n, n_threads)
 
 
 @device
@@ -121,27 +177,9 @@ def _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entr
                 _store(values, page, slot, head, v[t][head * width : (head + 1) * width])
 
 
-@device
-def _add(x, h, begin, end):
-    for t in range(x.shape[0]):
-        for i in range(begin, end):
-            x[t, i] = x[t, i] + h[t, i]
-
-
-@device
-def _gate(sizes, gate, up, begin, end, h):
-    for t in range(gate.shape[0]):
-        n = end - begin
-        a, b = gate[t][begin:end].reshape((1, n)), up[t][begin:end].reshape((1, n))
-        if sizes[RELU2]:
-            cpu.relu2_gate(a, b, h[t][begin:end].reshape((1, n)))
-        else:
-            cpu.silu_gate(a, b, h[t][begin:end].reshape((1, n)))
-
-
 @kernel
 def layers(
-    variant, thread, n_threads, state, sizes, eps, attention_scale,
+    variant, thread, n_threads, state, counters, sizes, eps, attention_scale,
     matrices, shapes, scales, attn_norm, attn_sub_norm, ffn_norm, ffn_sub_norm,
     cos, sin, borders, entries, round_probs, pages, keys, values,
     h, q8, h_q, q8_q, h_ff, q8_ff, tables, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
@@ -149,6 +187,7 @@ def layers(
     """All layers, in place: x [T, n_embd] from the embedding to the last residual.
 
     thread, n_threads, state     who this is of how many, and the barrier they share
+    counters                     [n_layer, 7, …] int64, all 0: how many row tiles of a product are taken
     sizes, eps, attention_scale  see the names above
     matrices, shapes, scales     [n_layer, 7]: address of the tiles, (row tiles, column tiles), tensor scale
     *_norm                       [n_layer, n]; n = 0 where the architecture has none
@@ -162,13 +201,16 @@ def layers(
     q … y                        scratch of T rows
     """
     digits, sums = np.empty(ternary.DIGITS, np.int8), np.empty(ternary.SUMS, np.int32)
+    nothing = x[:0]
     first, last = _share(q.shape[1] // sizes[HEAD_DIM], thread, n_threads)
     for il in range(matrices.shape[0]):
-        m, s, c = matrices[il], shapes[il], scales[il]
+        m, s, c, taken = matrices[il], shapes[il], scales[il], counters[il]
         _prepare(variant, thread, n_threads, state, x, attn_norm[il], eps, h, q8, s[Q, 1], tables, scale8, total8)
-        _multiply(variant, thread, n_threads, (m[Q], s[Q], c[Q]), q8, tables, scale8, total8, digits, sums, q)
-        _multiply(variant, thread, n_threads, (m[K], s[K], c[K]), q8, tables, scale8, total8, digits, sums, k)
-        _multiply(variant, thread, n_threads, (m[V], s[V], c[V]), q8, tables, scale8, total8, digits, sums, v)
+        for j, out in ((Q, q), (K, k), (V, v)):
+            _product(
+                variant, thread, n_threads, taken[j], (m[j], s[j], c[j]), q8, tables, scale8, total8, digits, sums,
+                out, nothing,
+            )  # fmt: skip
         wait(state, n_threads)
         _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entries, pages, keys[il], values[il])
         wait(state, n_threads)
@@ -182,37 +224,22 @@ def layers(
         _prepare(
             variant, thread, n_threads, state, kqv, attn_sub_norm[il], eps, h_q, q8_q, s[O, 1], tables, scale8, total8
         )
-        begin, end = _multiply(
-            variant, thread, n_threads, (m[O], s[O], c[O]), q8_q, tables, scale8, total8, digits, sums, y
+        _product(
+            variant, thread, n_threads, taken[O], (m[O], s[O], c[O]), q8_q, tables, scale8, total8, digits, sums, y, x
         )
-        _add(x, y, begin, end)
         wait(state, n_threads)
         _prepare(variant, thread, n_threads, state, x, ffn_norm[il], eps, h, q8, s[GATE, 1], tables, scale8, total8)
-        _multiply(
-            variant, thread, n_threads, (m[GATE], s[GATE], c[GATE]), q8, tables, scale8, total8, digits, sums, gate
-        )
-        begin, end = _multiply(
-            variant, thread, n_threads, (m[UP], s[UP], c[UP]), q8, tables, scale8, total8, digits, sums, up
-        )
-        _gate(sizes, gate, up, begin, end, act)
+        _gated_product(
+            variant, thread, n_threads, taken[GATE], sizes, (m[GATE], s[GATE], c[GATE]), (m[UP], s[UP], c[UP]),
+            q8, tables, scale8, total8, digits, sums, gate, up, act,
+        )  # fmt: skip
         wait(state, n_threads)
         _prepare(
-            variant,
-            thread,
-            n_threads,
-            state,
-            act,
-            ffn_sub_norm[il],
-            eps,
-            h_ff,
-            q8_ff,
-            s[DOWN, 1],
-            tables,
-            scale8,
+            variant, thread, n_threads, state, act, ffn_sub_norm[il], eps, h_ff, q8_ff, s[DOWN, 1], tables, scale8,
             total8,
-        )
-        begin, end = _multiply(
-            variant, thread, n_threads, (m[DOWN], s[DOWN], c[DOWN]), q8_ff, tables, scale8, total8, digits, sums, y
-        )
-        _add(x, y, begin, end)
+        )  # fmt: skip
+        _product(
+            variant, thread, n_threads, taken[DOWN], (m[DOWN], s[DOWN], c[DOWN]), q8_ff, tables, scale8, total8,
+            digits, sums, y, x,
+        )  # fmt: skip
         wait(state, n_threads)
