@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
 from bitnet.kernels.ledger import KernelUse
+from bitnet.kernels.variants import TILES
 from bitnet.linear import Backend, Float32, TernaryMatrix
 from bitnet.weights import Weights
 
@@ -23,15 +24,14 @@ class CompiledLayers:
     """All layers of a network in one call; see `compile_layers`."""
 
     def __init__(self, config: ModelConfig, weights: Weights, backend: Backend, numerics: Numerics) -> None:
-        from bitnet.kernels import graph, strategies  # numba, which a caller that only looks at a file need not load
+        from bitnet.kernels import graph  # numba, which a caller that only looks at a file need not load
 
         self.config, self.backend, self.numerics = config, backend, numerics
         matrices = [[m for m in layer.projections() if isinstance(m, TernaryMatrix)] for layer in weights.layers]
         self._tiles = [[m.tiles for m in layer] for layer in matrices]  # what the addresses point into
         first = matrices[0]
         self._padded = tuple(m.tiles.width for m in (first[graph.Q], first[graph.O], first[graph.DOWN]))
-        of_a_tile = strategies.of(backend.variant)[0].table_bytes
-        self._table_widths = [of_a_tile * t.data.shape[1] for t in self._tiles[0]]
+        self._most_tiles = max(t.data.shape[1] for t in self._tiles[0])  # along the columns
         self._addresses = np.array([[t.data.ctypes.data for t in layer] for layer in self._tiles], np.int64)
         self._shapes = np.array([[t.data.shape[:2] for t in layer] for layer in self._tiles], np.int64)
         self._scales = np.array([[m.scale for m in layer] for layer in matrices], np.float32)
@@ -114,18 +114,28 @@ class CompiledLayers:
             lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments)
         )
 
+    def _inputs_shape(self, n_token: int, rows: int) -> tuple[int, int]:
+        """What `ternary.prepare` needs: `ternary.inputs_shape`, which is compiled for kernels alone."""
+        from bitnet.kernels import by_tokens, strategies, ternary
+
+        variant = self.backend.variant
+        packed, tile = strategies.of(variant)[0], TILES[variant.layout]
+        if n_token <= ternary.DIRECT:
+            return rows, packed.table_bytes * self._most_tiles
+        if by_tokens.has_triples(packed) and n_token > by_tokens.ENOUGH:
+            return -(-n_token // by_tokens.BLOCK) * by_tokens.BLOCK, tile.columns * self._most_tiles
+        return rows, 0
+
     def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
         """Room for all intermediates; that of the last pass again, if it had as many tokens."""
         if self._kept and len(self._kept[-1]) == n_token and len(self._kept[0]) == max(n_token, n_threads):
             return self._kept
-        from bitnet.kernels import ternary
-
         c = self.config
         rows = max(n_token, n_threads)
         made: list[NDArray[Any]] = []
         for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
             made += [np.empty((rows, n), np.float32), np.zeros((rows, padded), np.int8)]
-        made.append(np.empty((rows, max(self._table_widths) if n_token <= ternary.DIRECT else 0), np.int8))
+        made.append(np.empty(self._inputs_shape(n_token, rows), np.int8))
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
         self._kept = [*made, *(np.empty((n_token, n), np.float32) for n in widths)]

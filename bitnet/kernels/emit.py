@@ -72,7 +72,8 @@ def _sums(v, tiles, row_tiles, n_tile, q, n_token, scratch, out):
     n_row, n_byte, stride = dot.tile_rows(v), dot.tile_bytes(v), n_tile * dot.columns(v)
     flat = carray(tiles, (row_tiles * n_tile * n_byte,))
     flat_q = carray(q, (n_token * stride,))
-    width = ternary.table_width(v, n_token, n_tile)
+    direct = ternary.is_direct(n_token)
+    width = dot.table_bytes(v) * n_tile if direct else 0
     space = carray(scratch, (ternary.DIGITS + n_token * width,))
     sums = carray(out, (row_tiles * n_token * n_row,))
     inputs, input_stride = flat_q, stride
@@ -83,7 +84,7 @@ def _sums(v, tiles, row_tiles, n_tile, q, n_token, scratch, out):
     for tile_row in range(row_tiles):
         ternary.row_tile_sums(
             v, flat, tile_row * n_tile * n_byte, n_tile, flat_q, 0, stride, inputs, 0, input_stride, n_token,
-            space, sums[n_row * n_token * tile_row :],
+            direct, space, sums[n_row * n_token * tile_row :],
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from bitnet.kernels import attend, cpu, dot, ternary
+from bitnet.kernels import attend, by_tokens, cpu, dot, ternary
 from bitnet.kernels.barrier import peek, take, wait
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
@@ -73,47 +73,64 @@ def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, 
         cpu.quantise_int8_token(h[to:stop], q[to:stop], scale[to:stop], total[to:stop])
     else:
         cpu.quantise_int8_token(x[begin:end], q[to:stop], scale[to:stop], total[to:stop])
-    if ternary.is_direct(n_token):
-        ternary.prepare(v, q[to:stop], n_tile, inputs[to:stop])
+    ternary.prepare(v, q, begin, end, n_token, n_tile, to, inputs)
     if n_token > 1:
         wait(state, n_threads)
 
 
 @device
-def _take(counter, n, n_threads):
-    """Row tiles [begin, end) that no thread has taken; none of n are left where begin >= end."""
+def _take(v, counter, n_row_tile, n_token, n_threads):
+    """Row tiles that no thread has taken, counted on from block to block of tokens; an empty range if none is left."""
+    n = n_row_tile * ternary.n_blocks(n_token)
     size = n
     if n_threads > 1:
-        size = max(1, (n - peek(counter)) // (_PARTS * n_threads))
+        least = by_tokens.LEAST_ROW_TILES if ternary.is_turned(v, n_token) else 1
+        size = max(least, (n - peek(counter)) // (_PARTS * n_threads))
     begin = take(counter, size)
     return begin, min(begin + size, n)
 
 
 @device
-def _multiply(v, thread, begin, end, matrix, q, tables, scale, total, digits, sums, out):
-    """The rows of some row tiles of one product; the first and the last of them."""
-    address, shape, tensor_scale = matrix
-    tiles = numba.carray(_pointer(address), (shape[0], shape[1], dot.tile_bytes(v)))
-    first = thread if out.shape[0] == 1 else 0
-    last = first + out.shape[0]
-    inputs = tables if dot.table_bytes(v) else q
-    ternary.multiply(
-        v, tiles, q[first:last], inputs[first:last], total[first:], scale[first:], tensor_scale,
-        begin, end, digits, sums, out,
-    )  # fmt: skip
-    return dot.tile_rows(v) * begin, min(dot.tile_rows(v) * end, out.shape[1])
+def _within(begin, end, n_row_tile):
+    """The block of tokens that a range begins in, and which row tiles of it it has."""
+    block, first = divmod(begin, n_row_tile)
+    return block, first, min(n_row_tile, first + end - begin)
 
 
 @device
-def _add(x, h, begin, end):
-    for t in range(x.shape[0]):
+def _multiply(v, thread, matrix, begin, end, block, q, tables, scale, total, digits, sums, out):
+    """Some row tiles of one product for a block of tokens."""
+    address, shape, tensor_scale = matrix
+    tiles = numba.carray(_pointer(address), (shape[0], shape[1], dot.tile_bytes(v)))
+    n_token = out.shape[0]
+    first, last = (thread, thread + 1) if n_token == 1 else (0, len(q))
+    inputs = tables if dot.table_bytes(v) else q
+    ternary.multiply(
+        v, tiles, q[first : first + n_token], inputs[first:last], total[first:], scale[first:], tensor_scale,
+        begin, end, block, digits, sums, out,
+    )  # fmt: skip
+
+
+@device
+def _extent(v, begin, end, block, out):
+    """The tokens and the rows of out that belong to row tiles of a block of tokens."""
+    first = ternary.TOGETHER * block
+    n_row = dot.tile_rows(v)
+    return first, min(first + ternary.TOGETHER, out.shape[0]), n_row * begin, min(n_row * end, out.shape[1])
+
+
+@device
+def _add(x, h, extent):
+    first, last, begin, end = extent
+    for t in range(first, last):
         for i in range(begin, end):
             x[t, i] = x[t, i] + h[t, i]
 
 
 @device
-def _gate(sizes, gate, up, begin, end, h):
-    for t in range(gate.shape[0]):
+def _gate(sizes, gate, up, extent, h):
+    first, last, begin, end = extent
+    for t in range(first, last):
         n = end - begin
         a, b = gate[t][begin:end].reshape((1, n)), up[t][begin:end].reshape((1, n))
         if sizes[RELU2]:
@@ -125,12 +142,16 @@ def _gate(sizes, gate, up, begin, end, h):
 @device
 def _product(v, thread, n_threads, counter, matrix, q, tables, scale, total, digits, sums, out, x):
     """One product, by all threads together; added to x, unless x is empty."""
-    n = matrix[1][0]
-    begin, end = _take(counter, n, n_threads)
+    n, n_token = matrix[1][0], out.shape[0]
+    begin, end = _take(v, counter, n, n_token, n_threads)
     while begin < end:
-        first, last = _multiply(v, thread, begin, end, matrix, q, tables, scale, total, digits, sums, out)
-        _add(x, out, first, last)
-        begin, end = _take(counter, n, n_threads)
+        block, first, last = _within(begin, end, n)
+        _multiply(v, thread, matrix, first, last, block, q, tables, scale, total, digits, sums, out)
+        if x.size:
+            _add(x, out, _extent(v, first, last, block, out))
+        begin += last - first
+        if begin == end:
+            begin, end = _take(v, counter, n, n_token, n_threads)
 
 
 @device
@@ -138,13 +159,16 @@ def _gated_product(
     v, thread, n_threads, counter, sizes, gate_matrix, up_matrix, q, tables, scale, total, digits, sums, gate, up, h
 ):
     """Gate and up, and what the activation makes of them, by all threads together."""
-    n = gate_matrix[1][0]
-    begin, end = _take(counter, n, n_threads)
+    n, n_token = gate_matrix[1][0], gate.shape[0]
+    begin, end = _take(v, counter, n, n_token, n_threads)
     while begin < end:
-        _multiply(v, thread, begin, end, gate_matrix, q, tables, scale, total, digits, sums, gate)
-        first, last = _multiply(v, thread, begin, end, up_matrix, q, tables, scale, total, digits, sums, up)
-        _gate(sizes, gate, up, first, last, h)
-        begin, end = _take(counter, n, n_threads)
+        block, first, last = _within(begin, end, n)
+        for matrix, out in ((gate_matrix, gate), (up_matrix, up)):
+            _multiply(v, thread, matrix, first, last, block, q, tables, scale, total, digits, sums, out)
+        _gate(sizes, gate, up, _extent(v, first, last, block, gate), h)
+        begin += last - first
+        if begin == end:
+            begin, end = _take(v, counter, n, n_token, n_threads)
 
 
 @device
@@ -197,10 +221,10 @@ def layers(
     pages                        [n_sequence, pages of a sequence]
     keys, values                 [n_layer, n_page, n_head_kv, page, head_dim]
     h … total8                   scratch of max(T, n_threads) rows; codes are as wide as the tiles, zero where padded,
-                                 and tables are those of `ternary.prepare`
+                                 and tables are what `ternary.prepare` writes
     q … y                        scratch of T rows
     """
-    digits, sums = np.empty(ternary.DIGITS, np.int8), np.empty(ternary.SUMS, np.int32)
+    digits, sums = np.empty(ternary.DIGITS, np.int8), np.empty(ternary.n_sums(variant, x.shape[0]), np.int32)
     nothing = x[:0]
     first, last = _share(q.shape[1] // sizes[HEAD_DIM], thread, n_threads)
     for il in range(matrices.shape[0]):

@@ -25,7 +25,7 @@ from llvmlite import ir
 from bitnet.kernels.vectors import Inputs, call, every, fence, lanes, load, opaque, same, shuffle, store
 
 #: Lookups of a tile, and the bytes of their tables: l and h of 16 entries each.
-_LOOKUPS = 8
+LOOKUPS = 8
 _TABLE = 32
 _BASE = 31
 #: Makes V + _SHIFT positive, a multiple of the base above the lowest remainder: 31 · 13 + 15.
@@ -65,7 +65,7 @@ class Lookup:
     group = 10
     block = 2
     bias = 0
-    table_bytes = _LOOKUPS * _TABLE
+    table_bytes = LOOKUPS * _TABLE
 
     def rows(self, n_token: int) -> int:
         """All rows of a tile."""
@@ -82,7 +82,7 @@ class Lookup:
     def fill(self, b: Any, codes: Any, tables: Any) -> None:
         """The tables of the 24 activations of a tile."""
         places = [ir.Constant(_I16X16, list(digits)) for digits in zip(*_ENTRIES, strict=True)]
-        for at in range(_LOOKUPS):
+        for at in range(LOOKUPS):
             value = None
             for place, digits in enumerate(places):
                 code = b.sext(load(b, codes, 3 * at + place, ir.IntType(8)), ir.IntType(16))
@@ -104,7 +104,7 @@ class Lookup:
         stay = every(_I8X32, 8)
         later = b.bitcast(b.shl(b.bitcast(signs, _I16X16), every(_I16X16, 4)), _I8X32)
         halves = [b.or_(signs, stay), b.or_(later, stay)]
-        for at in range(_LOOKUPS):
+        for at in range(LOOKUPS):
             entries = load(b, tile, 32 * (at // 2), _I8X32)
             if at % 2:
                 entries = b.bitcast(b.lshr(b.bitcast(entries, _I16X16), every(_I16X16, 4)), _I8X32)
@@ -113,6 +113,11 @@ class Lookup:
             if at % 4:  # doubled, and hidden from the optimiser, which would turn three doublings into shift and mask
                 sign = halves[at // 4] = opaque(b, b.add(sign, sign))
             yield entries, sign
+
+    def values(self, b: Any, tile: Any) -> Iterator[Any]:
+        """The eight times 32 combinations of three trits as t0 + 3·t1 + 9·t2, −13..13."""
+        for entries, sign in self._lookups(b, tile):
+            yield call(b, "llvm.x86.avx2.psign.b", _I8X32, [entries, sign])
 
     def add(self, b: Any, state: list[Any], tile: Any, inputs: Inputs, n_token: int, rows: int) -> list[Any]:
         """Eight lookups of every row and token."""

@@ -1,19 +1,21 @@
 """Ternary matrix × activations over tiles, one loop for one token and for many, in every variant.
 
 Up to seven tokens are multiplied with tiles as they are packed, one, two or more at a time; for more, a row of tiles is
-unpacked to bytes first, which all of them share. Work is split by rows of tiles; sums are exact integers, so neither
-the split, nor the number of tokens, nor the variant shows in a result.
+unpacked to bytes first, which all of them share, or tables are made of their activations (`by_tokens.py`). Work is
+split by rows of tiles and blocks of tokens; sums are exact integers, so neither the split, nor the number of tokens,
+nor the variant shows in a result.
 
 Device functions take and give what other kernels can inline; the kernels below them are what `linear.py` calls:
 
     v             variant (`variants.Variant`)
     tiles         [row tiles, column tiles, bytes of a tile] uint8
     q             [n_token, columns of all tiles] int8, padded with zeros
-    inputs        what packed tiles are multiplied with: q, or for a variant that looks products up the tables that
-                  `prepare` makes of it, [n_token, at least column tiles × table bytes] int8
+    inputs        what `prepare` makes of q, of at least `inputs_shape` int8: for a variant that looks products up the
+                  tables of a few tokens, [n_token, at least column tiles × table bytes], or the turned codes of many;
+                  else q itself
     total         [n_token] int32, the sum of a token's codes ([n_token, blocks] for blocks of 256)
     begin, end    row tiles
-    digits, sums  scratch, int8 [DIGITS] and int32 [SUMS]
+    digits, sums  scratch, int8 [DIGITS] and int32 [`n_sums`]
     out           [n_token, n_row]
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitnet.kernels import dot, simd
+from bitnet.kernels import by_tokens, dot, simd
 from bitnet.kernels.compile import device, kernel
 
 _f32 = np.float32
@@ -31,10 +33,10 @@ AHEAD = 4096
 #: The most tokens that are multiplied with tiles as they are packed.
 DIRECT = 7
 #: The most tokens that share one unpacking: their activations and sums stay in a second-level cache.
-TOGETHER = 64
+TOGETHER = by_tokens.BLOCK
 #: Columns that are unpacked at once, a multiple of every tile's: 16 rows of them stay in a first-level cache.
 _COLUMNS = 960
-#: Elements of the scratch arrays.
+#: Elements of the scratch arrays, the second for tokens that are not turned.
 DIGITS, SUMS = 32 * _COLUMNS, 32 * TOGETHER
 
 
@@ -123,13 +125,13 @@ def _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums)
 
 
 @device
-def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, inputs, at_input, input_stride, n_token, digits, sums):
+def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, inputs, at_input, input_stride, n_token, direct, digits, sums):
     """Sums of one row tile for up to `TOGETHER` tokens, to `sums[tile rows · t + row]`; how much digits exceed trits.
 
     tiles, q and inputs are flat: the first of `n_tile` tiles begins at `tiles[at]`, the first token's activations at
-    `q[at_q]`, the next token's `stride` further, and so on. One of q and inputs is read, as `is_direct` says.
+    `q[at_q]`, the next token's `stride` further, and so on. Tiles are used as they are packed if `direct`.
     """
-    if is_direct(n_token):
+    if direct:
         _packed_sums(v, tiles, at, n_tile, inputs, at_input, input_stride, n_token, sums)
         return dot.bias(v, dot.one(v))
     _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums)
@@ -143,9 +145,31 @@ def is_direct(n_token):
 
 
 @device
-def table_width(v, n_token, n_tile):
-    """Bytes of a token's tables; 0 where none are read."""
-    return dot.table_bytes(v) * n_tile if is_direct(n_token) else 0
+def is_turned(v, n_token):
+    """Whether there is a block of tokens that are done by tables of tokens."""
+    return by_tokens.suits(v) and n_token > by_tokens.ENOUGH
+
+
+@device
+def n_blocks(n_token):
+    """Blocks of `TOGETHER` tokens, the last of which may be smaller."""
+    return (n_token + TOGETHER - 1) // TOGETHER
+
+
+@device
+def n_sums(v, n_token):
+    """Elements of the second scratch array."""
+    return by_tokens.SUMS if is_turned(v, n_token) else SUMS
+
+
+@device
+def inputs_shape(v, n_token, n_tile):
+    """Rows and columns of what `prepare` writes; 0 columns where q itself is read."""
+    if is_direct(n_token):
+        return n_token, dot.table_bytes(v) * n_tile
+    if is_turned(v, n_token):
+        return TOGETHER * n_blocks(n_token), dot.columns(v) * n_tile
+    return n_token, 0
 
 
 @device
@@ -156,12 +180,15 @@ def fill_tables(v, q, at, n_tile, tables, to):
 
 
 @device
-def prepare(v, q, n_tile, tables):
-    """The tables of tokens, where the variant reads tables: q [T, columns], tables [T, at least `table_width`]."""
-    if dot.table_bytes(v):
-        flat_q, flat = q.reshape(-1), tables.reshape(-1)
-        for t in range(q.shape[0]):
-            fill_tables(v, flat_q, t * q.shape[1], n_tile, flat, t * tables.shape[1])
+def prepare(v, q, begin, end, n_token, n_tile, row, inputs):
+    """The inputs of tokens [begin, end) of n_token: codes from row `row` of q on; tables to the same rows of inputs."""
+    flat_q, flat = q.reshape(-1), inputs.reshape(-1)
+    if is_direct(n_token):
+        if dot.table_bytes(v):
+            for t in range(row, row + end - begin):
+                fill_tables(v, flat_q, t * q.shape[1], n_tile, flat, t * inputs.shape[1])
+    elif is_turned(v, n_token):
+        by_tokens.turn(q, begin, end, n_tile, flat)
 
 
 @device
@@ -173,7 +200,7 @@ def _scaled(sums, at, total, scale, tensor_scale, out, to, n):
 
 @device
 def _row_tiles(
-    v, tiles, n_tile, q, stride, inputs, input_stride, total, scale, tensor_scale, begin, end, first, n_token,
+    v, tiles, n_tile, q, stride, inputs, input_stride, total, scale, tensor_scale, begin, end, first, n_token, direct,
     digits, sums, out, n_out,
 ):  # fmt: skip
     """The products of some row tiles and up to `TOGETHER` tokens; arrays are flat."""
@@ -182,7 +209,7 @@ def _row_tiles(
         at = tile_row * n_tile * dot.tile_bytes(v)
         bias = row_tile_sums(
             v, tiles, at, n_tile, q, first * stride, stride, inputs, first * input_stride, input_stride, n_token,
-            digits, sums,
+            direct, digits, sums,
         )  # fmt: skip
         rows = min(n_row, n_out - n_row * tile_row)
         for t in range(first, first + n_token):
@@ -191,34 +218,40 @@ def _row_tiles(
 
 
 @device
-def multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, digits, sums, out):
-    """The products of any number of tokens, as `ternary_int8_token`."""
+def multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, block, digits, sums, out):
+    """The products of one block of tokens with some row tiles, as `ternary_int8_token`."""
     n_token, n_tile = q.shape[0], tiles.shape[1]
     flat, flat_q, flat_inputs, flat_out = tiles.reshape(-1), q.reshape(-1), inputs.reshape(-1), out.reshape(-1)
     if n_token == 1:  # compiled for itself
         _row_tiles(
             v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
-            begin, end, 0, 1, digits, sums, flat_out, out.shape[1],
+            begin, end, 0, 1, is_direct(1), digits, sums, flat_out, out.shape[1],
         )  # fmt: skip
         return
-    parts = -(-n_token // TOGETHER)
-    for part in range(parts):
-        first, last = n_token * part // parts, n_token * (part + 1) // parts
-        _row_tiles(
-            v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
-            begin, end, first, last - first, digits, sums, flat_out, out.shape[1],
+    first = TOGETHER * block
+    n = min(TOGETHER, n_token - first)
+    if by_tokens.suits(v) and n > by_tokens.ENOUGH:
+        by_tokens.multiply(
+            v, flat, n_tile, flat_inputs, scale, tensor_scale, begin, end, first, n, digits, sums, flat_out,
+            out.shape[1],
         )  # fmt: skip
+        return
+    _row_tiles(
+        v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
+        begin, end, first, n, is_direct(n_token), digits, sums, flat_out, out.shape[1],
+    )  # fmt: skip
 
 
 @kernel
 def ternary_int8_token(v, tiles, q, total, scale, tensor_scale, begin, end, out):
     """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
-    digits, sums = np.empty(DIGITS, np.int8), np.empty(SUMS, np.int32)
-    inputs = q
-    if dot.table_bytes(v) and is_direct(len(q)):
-        inputs = np.empty((len(q), table_width(v, len(q), tiles.shape[1])), np.int8)
-        prepare(v, q, tiles.shape[1], inputs)
-    multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, digits, sums, out)
+    n_token, n_tile = q.shape[0], tiles.shape[1]
+    digits, sums = np.empty(DIGITS, np.int8), np.empty(n_sums(v, n_token), np.int32)
+    rows, columns = inputs_shape(v, n_token, n_tile)
+    inputs = np.empty((rows, columns), np.int8) if columns else q
+    prepare(v, q, 0, n_token, n_token, n_tile, 0, inputs)
+    for block in range(n_blocks(n_token)):
+        multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, block, digits, sums, out)
 
 
 @kernel
@@ -229,15 +262,14 @@ def ternary_sums(v, tiles, q, total, begin, end, out):
     flat = tiles.reshape(-1)
     for first in range(0, len(q), DIRECT + 1):  # the last tokens are few, the others are not: both ways are compared
         mine = q[first : first + DIRECT + 1]
-        inputs = mine
-        if dot.table_bytes(v) and is_direct(len(mine)):
-            inputs = np.empty((len(mine), table_width(v, len(mine), n_tile)), np.int8)
-            prepare(v, mine, n_tile, inputs)
+        rows, columns = inputs_shape(v, len(mine), n_tile)
+        inputs = np.empty((rows, columns), np.int8) if columns else mine
+        prepare(v, mine, 0, len(mine), len(mine), n_tile, 0, inputs)
         flat_q, flat_inputs = mine.reshape(-1), inputs.reshape(-1)
         for tile_row in range(begin, end):
             bias = row_tile_sums(
                 v, flat, tile_row * n_tile * dot.tile_bytes(v), n_tile, flat_q, 0, q.shape[1],
-                flat_inputs, 0, inputs.shape[1], len(mine), digits, sums,
+                flat_inputs, 0, inputs.shape[1], len(mine), is_direct(len(mine)), digits, sums,
             )  # fmt: skip
             for t in range(len(mine)):
                 for row in range(n_row * tile_row, min(n_row * tile_row + n_row, out.shape[1])):
