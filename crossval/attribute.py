@@ -288,6 +288,7 @@ def attribute(
     locked: Request,
     outputs: Mapping[TapKey, Float32],
     *,
+    layers: range | None = None,
     budget: float = BUDGET,
     progress: Progress = lambda *_: None,
 ) -> Cause:
@@ -298,10 +299,14 @@ def attribute(
         numerics: The odd engine's, as `Numerics`.
         locked: Ids, and the inputs of each operation.
         outputs: What the odd engine made of them, by tap.
+        layers: Of a large model, those whose operations are replayed, beside what belongs to no layer; their weights
+            alone are held.
         budget: As in `explain`.
         progress: As in `explain`.
     """
-    oracle = Oracle(str(model), numerics=numerics)
+    oracle = Oracle(str(model), numerics=numerics, n_layer_kept=None if layers is None else len(layers))
+    if layers is not None:
+        outputs = {key: value for key, value in outputs.items() if key[1] < 0 or key[1] in layers}
     replay = Replay(oracle, locked.ids, locked.lock or {}, outputs, n_batch=locked.n_batch)
     if outputs and all(np.isnan(value).all() for value in outputs.values()):
         return Cause(

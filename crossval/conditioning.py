@@ -142,7 +142,7 @@ def _product(oracle: Oracle, key: TapKey, x: Float64) -> float:
     w = oracle.matrix(oracle.hyper.head if head else f"blk.{key[1]}.{TENSORS[key[0]]}.weight")
     if not head and w.ternary and oracle.numerics["activation"] in INT8_TOKEN:
         return 0.0  # integers
-    terms = replace(w, values=np.square(w.values.astype(np.float32)), block_scale=None).product(x**2)
+    terms = w.product_of_squares(x)
     if w.block_scale is not None:
         terms *= float(np.abs(w.block_scale).max()) ** 2
     largest = _largest(_U**2 * x.shape[1] / (6 * _LANES) * (terms + w.product(x) ** 2))

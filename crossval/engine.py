@@ -20,7 +20,7 @@ from bitnet.model import keep
 from bitnet.sampler import greedy
 from bitnet.weights import Layer
 from crossval.metrics import ShapeMismatchError
-from reference.runner import Float32, Observation, ReferenceUnavailableError, Request, RunnerInfo, TapKey
+from reference.runner import Float32, Observation, ReferenceUnavailableError, Request, Rows, RunnerInfo, TapKey, span
 
 #: Taps that are projections → the field of `bitnet.weights.Layer` that holds their matrix, and the tap they read.
 PROJECTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -125,12 +125,16 @@ class EngineRunner:
         except TokenizerError as error:
             raise ReferenceUnavailableError(error.what, remedy=error.remedy) from error
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as the engine's codecs decode it, [rows, columns], without its `.scale` tensor."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor, or some of its rows, as the engine's codecs decode it, [rows, columns], without its `.scale`."""
         gguf = self.model.gguf
-        info = gguf.tensors[name]
-        shape = info.shape if len(info.shape) > 1 else (1, *info.shape)
-        return codec_of(info.type, self.model.weights.formats.codecs).decode(gguf.raw(name), shape)
+        info, raw = gguf.tensors[name], gguf.raw(name)
+        n_row, n_col = info.shape if len(info.shape) > 1 else (1, *info.shape)
+        codec = codec_of(info.type, self.model.weights.formats.codecs)
+        some = span(rows)
+        if rows is None or codec.ternary:  # whose rows may be interleaved, and share a scale
+            return codec.decode(raw, (n_row, n_col))[some]
+        return codec.decode(raw.reshape(n_row, -1)[some].reshape(-1), (len(range(n_row)[some]), n_col))
 
     def integer_sums(self, tap: str, layer: int, x: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None:
         """Exact ternary × int8 sums of one projection, or None where its weights are not ternary."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
-from crossval.decoded import decoded_pairs
+from crossval.decoded import decoded_tensors
 from crossval.envelope import Envelope
 from crossval.evidence import TOP_K
 from crossval.lane import Forced, Lane
@@ -22,7 +22,6 @@ from crossval.metrics import (
     Float32,
     ShapeMismatchError,
     best,
-    difference,
     kl_divergence,
     logits_digest,
     max_abs,
@@ -128,11 +127,13 @@ def tokens(lane: Lane) -> Rung:
 def weights(lane: Lane) -> Rung:
     """Every tensor of the model, decoded by both, with its scale applied."""
     worst, where, compared = 0.0, "", 0
-    for name, ours, theirs in decoded_pairs(lane.original, lane.reference):
-        found = difference(ours, theirs)
+    for tensor in decoded_tensors(lane.original, lane.reference):
+        lane.progress(f"weights: {tensor.name}")
         compared += 1
-        if found.max_abs_err > worst:
-            worst, where = found.max_abs_err, f"{name} row {found.worst_token} column {found.worst_index}"
+        for part in tensor.parts():
+            found = part.difference()
+            if found.max_abs_err > worst:
+                worst, where = found.max_abs_err, f"{tensor.name} row {found.worst_token} column {found.worst_index}"
     why = f"{compared} tensors decode to equal bits"
     return _judged(
         "weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}"

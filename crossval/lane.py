@@ -104,7 +104,9 @@ class Lane:
     def oracle(self) -> Oracle:
         """The contract, in this lane's numerics, on the file whose contract the engine follows."""
         if not hasattr(self, "_oracle"):
-            self._oracle = Oracle(str(self.plan.engine_file), numerics=self.numerics.to_dict())
+            kept = 1 if self.plan.subject.large else None
+            file = str(self.plan.engine_file)
+            self._oracle = Oracle(file, numerics=self.numerics.to_dict(), n_layer_kept=kept)
         return self._oracle
 
     @property
@@ -142,7 +144,7 @@ class Lane:
         if self.numerics.activation == "int8_token":
             return self.oracle()
         if not hasattr(self, "_integer_oracle"):
-            self._integer_oracle = Oracle(str(self.plan.engine_file))
+            self._integer_oracle = self.oracle().under(numerics={"activation": "int8_token"})
         return self._integer_oracle
 
     def ask(self, request: Request) -> Observation:

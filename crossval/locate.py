@@ -1,12 +1,15 @@
 """Operations on locked inputs: each one alone, fed what the reference itself fed it, and the first wrong one located.
 
 The engine runs its own forward pass, but every value is replaced by the reference's after it was recorded, so that
-each operation sees the reference's captured inputs. The oracle does the same, and the three vote.
+each operation sees the reference's captured inputs. The oracle does the same, and the three vote. It goes layer by
+layer: of a model of billions of weights the oracle holds one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
 from types import MappingProxyType
 
 import numpy as np
@@ -14,8 +17,9 @@ import numpy as np
 from crossval import envelope
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane, Row
-from crossval.metrics import Difference, Float32, Float64, difference, histogram
+from crossval.metrics import Difference, Float32, difference, histogram
 from crossval.replay import Replay
+from crossval.self_check import self_check
 from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
 from reference.runner import (
@@ -25,6 +29,7 @@ from reference.runner import (
     Request,
     Runner,
     TapKey,
+    tap_order,
 )
 
 #: Prompt tokens whose intermediates are captured, and those captured again one token at a time.
@@ -38,6 +43,25 @@ Taps = Mapping[TapKey, Float32]
 Judge = Callable[[TapKey, Float32, Float32], Difference]
 
 
+@dataclass(slots=True)
+class _Walk:
+    """What one request showed.
+
+    Attributes:
+        count, worst, where: Operations compared, the largest ratio among them, and its place.
+        sums, unequal, integer: Products of integers, how many are wrong, and the first of those.
+        contract: What the contract computes, by operation.
+    """
+
+    count: int = 0
+    worst: float = 0.0
+    where: str = ""
+    sums: int = 0
+    unequal: int = 0
+    integer: Located | None = None
+    contract: dict[TapKey, Float32] = field(default_factory=dict)
+
+
 def check_operations(lane: Lane) -> Rung:
     """Every captured operation of up to two prompts, in a batch and one token at a time."""
     if not lane.cases:
@@ -47,6 +71,7 @@ def check_operations(lane: Lane) -> Rung:
     unequal = 0
     sums = 0
     covered: set[TapKey] = set()
+    itself = lane.reference.info.family == "oracle"
     for name, request in _requests(lane):
         try:
             theirs = lane.ask(request)
@@ -54,23 +79,22 @@ def check_operations(lane: Lane) -> Rung:
             continue  # a recording has the intermediates of one prompt only
         covered |= set(theirs.taps)
         _check_capture(theirs)
-        lane.progress(f"operations of {name}")
         locked = Request(ids=request.ids, n_batch=request.n_batch, taps=True, lock=theirs.taps)
         ours = lane.engine.run(locked).taps
         replay = Replay(lane.oracle(), request.ids, theirs.taps, n_batch=request.n_batch)
-        count, ratio, where = _compare(lane, name, ours, replay)
-        checked += count
-        if ratio > worst or not worst_at:
-            worst, worst_at = ratio, where
-        equal, tried, first = _integers(lane, ours, theirs.taps)
-        unequal, sums = unequal + tried - equal, sums + tried
-        if first is not None and lane.located is None:
-            lane.located = first
+        walk = _walk(lane, name, ours, replay, listen=not lane.votes and not itself)
+        checked += walk.count
+        if walk.worst > worst or not worst_at:
+            worst, worst_at = walk.worst, walk.where
+        unequal, sums = unequal + walk.unequal, sums + walk.sums
+        if lane.located is None:
+            lane.located = walk.integer
         if not lane.votes:
-            _self_check(lane, ours, theirs.taps)
+            self_check(lane, ours, theirs.taps)
         if not lane.votes or lane.located is not None:
             further = {} if lane.located is None else lane.witnesses()
-            lane.votes = [_vote(lane, locked, ours, theirs.taps, further, replay.judged)]
+            contract = walk.contract if walk.contract or itself else _contract(replay)
+            lane.votes = [_vote(lane, locked, ours, theirs.taps, contract, further, replay.judged)]
         if lane.located is not None:
             lane.locked = locked
             break
@@ -99,48 +123,82 @@ def _requests(lane: Lane) -> list[tuple[str, Request]]:
     return [*batches, (f"{lane.cases[0].name}, one token at a time", Request(ids=ids, n_batch=1, taps=True))]
 
 
-def _compare(lane: Lane, case: str, ours: Taps, replay: Replay) -> tuple[int, float, str]:
-    """Enter every captured operation; returns how many there were, and the largest ratio with its place."""
+def _walk(lane: Lane, case: str, ours: Taps, replay: Replay, *, listen: bool) -> _Walk:
+    """Every captured operation and every product of integers, layer by layer.
+
+    All that is asked of the contract in a layer is asked while its weights are at hand, so that a large model is
+    decoded once a request, and no more than one layer of it is held.
+
+    Args:
+        lane: Whose rows are entered.
+        case: Its name in them.
+        ours: What the engine computed on the inputs of the reference.
+        replay: What the reference did, for the contract.
+        listen: Whether what the contract computes is kept for a vote.
+    """
+    walk = _Walk()
+    n_layer = lane.engine.model.config.n_layer
+    made: dict[TapKey, Float32] = {}
+    for layer, keys in groupby(tap_order(n_layer), key=lambda key: key[1]):
+        lane.progress(f"operations of {case}" + (f", layer {layer} of {n_layer}" if layer >= 0 else ""))
+        for key in keys:
+            if key not in replay.outputs:
+                continue
+            if key in ours:
+                _compare(lane, case, key, ours[key], replay, walk)
+            if listen and key[0] not in replay.oracle.absent:
+                value = walk.contract[key] = replay.operation(key, replay.oracle, made)
+                for other in (ours.get(key), replay.outputs[key]):
+                    if other is not None:
+                        replay.judged(key, other, value)  # whose noise, if it matters, is known from here on
+        if layer >= 0:
+            _integers(lane, layer, ours, replay.inputs, walk)
+    return walk
+
+
+def _contract(replay: Replay) -> Taps:
+    """What the contract computes of every captured operation."""
+    absent = replay.oracle.absent
+    return {key: replay.operation(key, replay.oracle) for key in replay.keys if key[0] not in absent}
+
+
+def _compare(lane: Lane, case: str, key: TapKey, ours: Float32, replay: Replay, walk: _Walk) -> None:
+    """Enter one captured operation."""
     limit = envelope.LOCKED_OPERATION
-    count, worst, where = 0, 0.0, ""
-    for key in replay.keys:
-        if key not in ours:
-            continue
-        found = replay.judged(key, ours[key], replay.outputs[key])
-        count += 1
-        held = limit.holds(found.ratio)
-        tap, layer = key
-        lane.operations.append(
-            {
-                "lane": lane.plan.name,
-                "case": case,
-                "tap": tap,
-                "layer": layer,
-                "compared": found.compared,
-                "max_abs_err": found.max_abs_err,
-                "max_abs_ref": found.max_abs_ref,
-                "ratio": found.ratio,
-                "limit": limit.limit,
-                "outcome": "pass" if held else "fail",
-                "worst_token": found.worst_token,
-                "worst_index": found.worst_index,
-            }
+    found = replay.judged(key, ours, replay.outputs[key])
+    walk.count += 1
+    held = limit.holds(found.ratio)
+    tap, layer = key
+    lane.operations.append(
+        {
+            "lane": lane.plan.name,
+            "case": case,
+            "tap": tap,
+            "layer": layer,
+            "compared": found.compared,
+            "max_abs_err": found.max_abs_err,
+            "max_abs_ref": found.max_abs_ref,
+            "ratio": found.ratio,
+            "limit": limit.limit,
+            "outcome": "pass" if held else "fail",
+            "worst_token": found.worst_token,
+            "worst_index": found.worst_index,
+        }
+    )
+    lane.profiles.append(_profile(lane.plan.name, case, key, found, ours, replay.outputs[key]))
+    if found.ratio > walk.worst or not walk.where:
+        walk.worst, walk.where = found.ratio, place(tap, layer)
+    if not held and lane.located is None:
+        lane.located = Located(
+            tap=tap,
+            layer=layer,
+            max_abs_err=_finite(found.max_abs_err),
+            max_abs_ref=found.max_abs_ref,
+            limit=limit.limit,
+            positions=found.positions(limit.limit),
+            worst_token=found.worst_token,
+            worst_index=found.worst_index,
         )
-        lane.profiles.append(_profile(lane.plan.name, case, key, found, ours[key], replay.outputs[key]))
-        if found.ratio > worst or not where:
-            worst, where = found.ratio, place(tap, layer)
-        if not held and lane.located is None:
-            lane.located = Located(
-                tap=tap,
-                layer=layer,
-                max_abs_err=_finite(found.max_abs_err),
-                max_abs_ref=found.max_abs_ref,
-                limit=limit.limit,
-                positions=found.positions(limit.limit),
-                worst_token=found.worst_token,
-                worst_index=found.worst_index,
-            )
-    return count, worst, where
 
 
 def _profile(lane: str, case: str, key: TapKey, found: Difference, ours: Float32, theirs: Float32) -> Row:
@@ -159,37 +217,34 @@ def _profile(lane: str, case: str, key: TapKey, found: Difference, ours: Float32
     }
 
 
-def _integers(lane: Lane, ours: Taps, theirs: Taps) -> tuple[int, int, Located | None]:
-    """Ternary × int8 sums of the engine against the oracle's int64 ones, on the reference's inputs."""
-    equal = tried = 0
-    first: Located | None = None
-    for layer in range(lane.engine.model.config.n_layer):
-        for tap, (_, sources) in PROJECTIONS.items():
-            x = next((t[s, layer] for s in sources for t in (theirs, ours) if (s, layer) in t), None)
-            if x is None or not np.isfinite(x).all():
-                continue  # NaN has no integer; `_compare` has failed it
-            mine = lane.engine.integer_sums(tap, layer, x)
-            if mine is None:
-                continue
-            exact = lane.integer_oracle().integer_sums(tap, layer, x)
-            tried += 1
-            wrong = np.abs(mine.astype(np.int64) - exact)
-            if not wrong.any():
-                equal += 1
-            elif first is None:
-                token, index = np.unravel_index(int(wrong.argmax()), wrong.shape)
-                first = Located(
-                    tap=tap,
-                    layer=layer,
-                    max_abs_err=float(wrong.max()),
-                    max_abs_ref=float(np.abs(exact).max()),
-                    limit=0.0,
-                    positions=tuple(int(t) for t in np.flatnonzero(wrong.any(axis=1))),
-                    worst_token=int(token),
-                    worst_index=int(index),
-                    integer=True,
-                )
-    return equal, tried, first
+def _integers(lane: Lane, layer: int, ours: Taps, theirs: Taps, walk: _Walk) -> None:
+    """Ternary × int8 sums of the engine in one layer against the oracle's exact ones, on the reference's inputs."""
+    for tap, (_, sources) in PROJECTIONS.items():
+        x = next((t[s, layer] for s in sources for t in (theirs, ours) if (s, layer) in t), None)
+        if x is None or not np.isfinite(x).all():
+            continue  # NaN has no integer; `_compare` has failed it
+        mine = lane.engine.integer_sums(tap, layer, x)
+        if mine is None:
+            continue
+        exact = lane.integer_oracle().integer_sums(tap, layer, x)
+        walk.sums += 1
+        wrong = np.abs(mine.astype(np.int64) - exact)
+        if not wrong.any():
+            continue
+        walk.unequal += 1
+        if walk.integer is None:
+            token, index = np.unravel_index(int(wrong.argmax()), wrong.shape)
+            walk.integer = Located(
+                tap=tap,
+                layer=layer,
+                max_abs_err=float(wrong.max()),
+                max_abs_ref=float(np.abs(exact).max()),
+                limit=0.0,
+                positions=tuple(int(t) for t in np.flatnonzero(wrong.any(axis=1))),
+                worst_token=int(token),
+                worst_index=int(index),
+                integer=True,
+            )
 
 
 def _vote(
@@ -197,12 +252,12 @@ def _vote(
     locked: Request,
     ours: Taps,
     theirs: Taps,
+    contract: Taps,
     further: Mapping[str, Runner | None] = MappingProxyType({}),
     judged: Judge = lambda _, a, b: difference(a, b),
 ) -> Vote:
     """Engine, oracle, reference and further witnesses on the same inputs: who agrees, over every captured operation."""
     third = lane.reference.info.family == "oracle"
-    oracle = theirs if third else lane.oracle().run(locked).taps
     limit = envelope.LOCKED_OPERATION
 
     def agree(a: Taps, b: Taps) -> bool:
@@ -217,7 +272,7 @@ def _vote(
         "operations",
         {
             "bitnet": Witness(family="bitnet", said=ours),
-            lane.oracle_key: Witness(family="oracle", said=oracle),
+            lane.oracle_key: Witness(family="oracle", said=contract),
             lane.plan.reference: Witness(family=info.family, library_sha256=info.library_sha256, said=theirs),
             **{name: _heard(lane, runner, locked) for name, runner in further.items()},
         },
@@ -250,73 +305,6 @@ def _incomparable(lane: Lane, witness: Runner) -> frozenset[str]:
         "rope": frozenset({"q_rope", "k_rope"}),
     }
     return frozenset().union(*(taps for name, taps in touched.items() if wanted[name] != has.get(name)))
-
-
-def _self_check(lane: Lane, ours: Taps, theirs: Taps) -> None:
-    """Which activation, rotary style and head the reference computes, from its own intermediates."""
-    config = lane.engine.model.config
-    if ("ffn_gate", 0) in theirs and ("ffn_up", 0) in theirs:
-        gate, up = theirs["ffn_gate", 0].astype(np.float64), theirs["ffn_up", 0]
-        with np.errstate(over="ignore"):
-            forms = {"relu2": np.maximum(gate, 0) ** 2, "silu": gate / (1 + np.exp(-gate)), "relu": np.maximum(gate, 0)}
-        after = next((tap for tap in ("ffn_act", "ffn_sub_norm", "ffn_down") if (tap, 0) in theirs), None)
-        if after is not None:
-            values = {name: _feed_forward(lane, form * up, after) for name, form in forms.items()}
-            lane.self_check["activation"] = (config.activation, _nearest(values, theirs[after, 0]))
-    if ("q_rope", 0) in theirs and ("q", 0) in ours:
-        q = theirs.get(("q", 0), ours["q", 0])
-        styles = {style: _rotated(lane, q, style) for style in ("half_split", "interleaved")}
-        lane.self_check["rotary style"] = (config.rope_style, _nearest(styles, theirs["q_rope", 0]))
-    if ("result_norm", -1) in theirs and ("result_output", -1) in theirs:
-        heads = {"token_embd.weight": True, "output.weight": False}
-        x = theirs["result_norm", -1][-1:].astype(np.float64)
-        values = {name: x @ _matrix(lane, name).T for name in heads if name in lane.engine.model.gguf.tensors}
-        declared = "token_embd.weight" if config.tied_head else "output.weight"
-        lane.self_check["head"] = (declared, _nearest(values, theirs["result_output", -1][-1:]))
-
-
-def _feed_forward(lane: Lane, act: Float64, tap: str) -> Float64:
-    """act(gate) · up of layer 0 carried on to the tap that was captured after it, in this lane's numerics."""
-    if tap == "ffn_act":
-        return act
-    layer = lane.engine.model.weights.layers[0]
-    if layer.ffn_sub_norm is not None:
-        act = (
-            act / np.sqrt((act**2).mean(axis=1, keepdims=True) + lane.engine.model.config.rms_eps) * layer.ffn_sub_norm
-        )
-    if tap == "ffn_sub_norm":
-        return act
-    rounded = lane.engine.model.network.backend.activations(act.astype(np.float32)).rounded(lane.numerics.activation)
-    down: Float64 = rounded.astype(np.float64) @ _matrix(lane, layer.down.name).T
-    return down
-
-
-def _matrix(lane: Lane, name: str) -> Float64:
-    matrix: Float64 = lane.engine.weights(name).astype(np.float64)
-    scale = name.removesuffix(".weight") + ".scale"
-    return matrix * lane.engine.weights(scale).item() if scale in lane.engine.model.gguf.tensors else matrix
-
-
-def _rotated(lane: Lane, q: Float32, style: str) -> Float64:
-    from bitnet.rope import rotary_tables
-
-    config = lane.engine.model.config
-    cos, sin = rotary_tables(config, lane.numerics, 0, len(q), lane.engine.model.weights.rope_factors)
-    heads = q.astype(np.float64).reshape(len(q), -1, config.head_dim)
-    half = config.head_dim // 2
-    a, b = (slice(0, half), slice(half, None)) if style == "half_split" else (slice(0, None, 2), slice(1, None, 2))
-    out = np.empty_like(heads)
-    out[..., a] = heads[..., a] * cos[:, None] - heads[..., b] * sin[:, None]
-    out[..., b] = heads[..., a] * sin[:, None] + heads[..., b] * cos[:, None]
-    return out.reshape(q.shape)
-
-
-def _nearest(candidates: Mapping[str, Float64], found: Float32 | Float64) -> str:
-    """The candidate that lands on a value, or that none does (1 % of its size is far from any of them)."""
-    size = float(np.linalg.norm(found)) or 1.0
-    errors = {name: float(np.linalg.norm(value - found)) / size for name, value in candidates.items()}
-    best = min(errors, key=lambda name: errors[name])
-    return best if errors[best] < 0.01 else f"none of {', '.join(candidates)}"
 
 
 def _verdict(lane: Lane, checked: int, sums: int, unequal: int, worst: float, worst_at: str) -> Rung:

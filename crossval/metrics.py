@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from receipts.tables import BINS, EDGES
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+#: Elements of a matrix that are looked at together: their float64 copies are small whatever the matrix is.
+_AT_ONCE = 1 << 22
 
 
 class ShapeMismatchError(ValueError):
@@ -61,31 +65,43 @@ def difference(ours: Float32, theirs: Float32) -> Difference:
     Raises:
         ShapeMismatchError: The shapes differ.
     """
-    a, b = _pair(np.atleast_2d(ours), np.atleast_2d(theirs))
-    if not a.size:
-        return Difference(
-            compared=0, max_abs_err=0.0, max_abs_ref=0.0, worst_token=0, worst_index=0, by_token=np.zeros(len(a))
-        )
-    with np.errstate(invalid="ignore"):
-        error = np.abs(a - b)
-    error[~(np.isfinite(a) & np.isfinite(b))] = np.inf
-    token, index = np.unravel_index(int(error.argmax()), error.shape)
-    finite = np.abs(b[np.isfinite(b)])
+    x, y = np.atleast_2d(ours), np.atleast_2d(theirs)
+    if x.shape != y.shape:
+        raise ShapeMismatchError(f"ours has shape {list(x.shape)}, theirs {list(y.shape)}")
+    by_token, index, largest = np.zeros(len(x)), np.zeros(len(x), np.int64), 0.0
+    for some in _blocks(x):
+        a, b = _pair(x[some], y[some])
+        with np.errstate(invalid="ignore"):
+            error = np.abs(a - b)
+        error[~(np.isfinite(a) & np.isfinite(b))] = np.inf
+        index[some] = error.argmax(axis=1)
+        by_token[some] = error.max(axis=1)
+        largest = max(largest, float(np.abs(b[np.isfinite(b)]).max(initial=0.0)))
+    token = int(by_token.argmax()) if x.size else 0
     return Difference(
-        compared=int(a.size),
-        max_abs_err=float(error[token, index]),
-        max_abs_ref=float(finite.max(initial=0.0)),
-        worst_token=int(token),
-        worst_index=int(index),
-        by_token=error.max(axis=1),
+        compared=int(x.size),
+        max_abs_err=float(by_token[token]) if x.size else 0.0,
+        max_abs_ref=largest,
+        worst_token=token,
+        worst_index=int(index[token]) if x.size else 0,
+        by_token=by_token,
     )
+
+
+def _blocks(values: Float32) -> Iterator[slice]:
+    """Rows that are looked at together; none of an array without elements."""
+    n = max(_AT_ONCE // max(values.shape[1], 1), 1)
+    return (slice(i, i + n) for i in range(0, len(values) if values.size else 0, n))
 
 
 def histogram(values: Float32, scale: float) -> list[int]:
     """How many values lie in each bin of `receipts.tables`, as shares of `scale`; what is not finite is in none."""
-    shares = values[np.isfinite(values)].astype(np.float64) / (scale or 1.0)
-    edges = np.array([-edge for edge in reversed(EDGES)] + list(EDGES))
-    return [int(count) for count in np.bincount(np.searchsorted(edges, shares.ravel()), minlength=BINS)]
+    flat, edges = values.reshape(-1, 1), np.array([-edge for edge in reversed(EDGES)] + list(EDGES))
+    counts = np.zeros(BINS, np.int64)
+    for some in _blocks(flat):
+        shares = flat[some][np.isfinite(flat[some])].astype(np.float64) / (scale or 1.0)
+        counts += np.bincount(np.searchsorted(edges, shares), minlength=BINS)
+    return [int(count) for count in counts]
 
 
 def relative_l2(ours: Float32, theirs: Float32) -> Float64:

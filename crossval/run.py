@@ -38,6 +38,8 @@ from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Ru
 #: Greedy tokens of a case, and tokens of the quality text; for models that are large, fewer.
 N_GREEDY, N_QUALITY = 24, 192
 N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
+#: Layers of a large model, from the first wrong one on, in which its cause is searched for.
+LAYERS_LARGE = 2
 
 Say = Callable[[str], None]
 Watch = Callable[[Lane, r.Lane], None]
@@ -325,7 +327,11 @@ class Run:
         def progress(what: str, done: int, total: int) -> None:
             self.say(f"{plan.name}: explaining {where}, {what} {done}/{total}")
 
-        return attribute(plan.subject.path, lane.numerics.to_dict(), lane.locked, outputs, progress=progress)
+        first = max(located.layer, 0)
+        layers = range(first, first + LAYERS_LARGE) if plan.subject.large else None
+        return attribute(
+            plan.subject.path, lane.numerics.to_dict(), lane.locked, outputs, layers=layers, progress=progress
+        )
 
     def _measure(self, plan: LanePlan, lane: Lane) -> None:
         """Speed against a live reference, and determinism once a model."""

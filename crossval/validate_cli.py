@@ -263,10 +263,10 @@ def weights(
 
     Exit codes: 0 equal to the bit; 1 different; 4 the reference shows no weights.
     """
-    from crossval.decoded import compared, decoded_pairs
+    from crossval.decoded import compared, decoded_tensors
 
     def compare(lane: Lane) -> list[TensorComparison]:
-        return [compared(tensor, a, b) for tensor, a, b in decoded_pairs(lane.original, lane.reference)]
+        return [compared(tensor) for tensor in decoded_tensors(lane.original, lane.reference)]
 
     options = commands.options_of(model, only, work, hf=hf, bitnet_cpp=bitnet_cpp, recording=recording, **ASIDE)
     name, found = asked(options, compare, quiet=quiet)

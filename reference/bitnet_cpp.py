@@ -22,7 +22,16 @@ from reference.ggml import digest, file_sha256, mapped_libraries
 from reference.llama_cpp import ACTIVATION_OF
 from reference.llama_cpp_taps import Passes, tap_of
 from reference.recorded import BITNET_CPP_NUMERICS
-from reference.runner import Float32, Observation, ReferenceFailedError, ReferenceUnavailableError, Request, RunnerInfo
+from reference.runner import (
+    Float32,
+    Observation,
+    ReferenceFailedError,
+    ReferenceUnavailableError,
+    Request,
+    Rows,
+    RunnerInfo,
+    span,
+)
 
 _P, _S, _I = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
 _WANTED = ctypes.CFUNCTYPE(_I, _S, _S)
@@ -152,8 +161,8 @@ class BitnetCpp:
             room = -n
         raise ReferenceFailedError(f"llama_tokenize returned {n}")
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as the library decodes it, [rows, columns]; a vector is one row."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor, or some of its rows, as the library decodes it, [rows, columns]; a vector is one row."""
         shape = self._tensor(name)
         if shape is None:
             raise ReferenceUnavailableError(f"{self._path.name} has no tensor {name!r}")
@@ -162,7 +171,7 @@ class BitnetCpp:
         if code != 0:
             what = f"has no decoder for {shape[0]}" if code == -2 else f"cannot read {name}"
             raise ReferenceUnavailableError(f"this bitnet.cpp {what}")
-        return values
+        return values[span(rows)]
 
     def close(self) -> None:
         """Free the model."""

@@ -52,6 +52,7 @@ def serve(wire: Wire) -> None:
             return
         except Exception as error:  # an answer that cannot travel; nothing of it was sent
             wire.send({"error": describe_error(error)})
+        header, arrays, answer = {}, {}, ({}, {})  # held no longer than it takes: a tensor is large
         if op == "close":
             return
 
@@ -110,7 +111,9 @@ def _tokenize(runner: Runner, header: Header, _: Arrays) -> Answer:
 
 
 def _weights(runner: Runner, header: Header, _: Arrays) -> Answer:
-    return {}, {"weights": runner.weights(header["name"])}
+    rows = header.get("rows")
+    asked = {} if rows is None else {"rows": tuple(rows)}
+    return {}, {"weights": runner.weights(header["name"], **asked)}
 
 
 _ANSWERS: dict[object, Callable[[Runner, Header, Arrays], Answer]] = {

@@ -2,7 +2,8 @@
 
 An independent witness must not decode with the engine's codecs. I2_S is written here from its layout, TL1 and TL2 in
 `tables`; TQ1_0, TQ2_0 and Q8_0 are left to the `gguf` package; F32, F16 and BF16 are views. Ternary tensors come out as
-small integers with their scales beside them, so that products with int8 activations can be exact.
+small integers with their scales beside them, so that products with int8 activations can be exact. Of a tensor that is
+a view nothing is copied: a head of float16 stays in the file, and its rows are widened as they are multiplied.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from bitnet.gguf import GGUF
 from reference import tables
 from reference.rounding import float_type
-from reference.runner import ReferenceUnavailableError
+from reference.runner import ReferenceUnavailableError, Rows, span
 from reference.semantics import Semantics, WeightChange
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Float16 = NDArray[np.float16]
 
 #: Bytes after the packed codes of an I2_S tensor: a float32 scale and padding.
 _I2_S_TAIL = 32
@@ -45,7 +47,7 @@ class Matrix:
         extra_scale: Of its `.scale` tensor.
     """
 
-    values: NDArray[np.int8] | Float32 | Float64
+    values: NDArray[np.int8] | Float16 | Float32 | Float64
     ternary: bool
     block_scale: Float32 | None = None
     scale: np.float32
@@ -61,6 +63,14 @@ class Matrix:
             parts.append(x @ w.T)
         return np.concatenate(parts, axis=-1)
 
+    def product_of_squares(self, x: Float64) -> Float64:
+        """The sum of (weight · x)², without any scale. x: [T, columns] → [T, rows]."""
+        parts, squared = [], np.square(x)
+        for start in range(0, len(self.values), _ROWS_AT_ONCE):
+            w = np.square(self.values[start : start + _ROWS_AT_ONCE].astype(np.float32))
+            parts.append(squared @ w.astype(np.float64).T)
+        return np.concatenate(parts, axis=-1)
+
     def scaled(self, y: Float32, semantics: Semantics) -> Float32:
         """A product times the scales, each multiplication rounded to float32 as engines do."""
         for scale in (self.scale, self.extra_scale):
@@ -68,11 +78,12 @@ class Matrix:
                 y = apply_scale(y, scale, semantics)
         return y
 
-    def dense(self, semantics: Semantics) -> Float32:
-        """The weights with the tensor's own scales, without `extra_scale`."""
-        w = self.values.astype(np.float32)
+    def dense(self, semantics: Semantics, rows: Rows = None) -> Float32:
+        """The weights, or some rows of them, with the tensor's own scales, without `extra_scale`."""
+        some = span(rows)
+        w = self.values[some].astype(np.float32)
         if self.block_scale is not None:
-            w = w * np.repeat(self.block_scale, _TQ_BLOCK, axis=1)
+            w = w * np.repeat(self.block_scale[some], _TQ_BLOCK, axis=1)
         return apply_scale(w, self.scale, semantics) if self.ternary else w
 
 
@@ -110,7 +121,7 @@ def decode(gguf: GGUF, name: str, semantics: Semantics, *, wide: bool = False) -
     extra = name.removesuffix(".weight") + ".scale"
     extra_scale = np.float32(gguf.raw(extra).view("<f4")[0]) if extra in gguf.tensors and extra != name else None
     scale, block_scale = np.float32(1), None
-    values: NDArray[np.int8] | Float32 | Float64
+    values: NDArray[np.int8] | Float16 | Float32 | Float64
     if kind == "I2_S":
         if columns % 128:
             raise ReferenceUnavailableError(f"{name}: I2_S needs rows of a multiple of 128, not {columns}")
@@ -145,7 +156,7 @@ def _changed(gguf: GGUF, change: WeightChange, semantics: Semantics, *, wide: bo
             raise ReferenceUnavailableError(f"{change.other} cannot stand for {change.tensor}")
         return decode(gguf, change.other, replace(semantics, weights=()), wide=wide)
     matrix = decode(gguf, change.tensor, semantics, wide=wide)
-    w: NDArray[Any] = matrix.values
+    w: NDArray[Any] = matrix.values if matrix.values.dtype != np.float16 else matrix.values.astype(np.float32)
     if change.kind == "scaled":
         if matrix.ternary:
             return replace(matrix, scale=np.float32(matrix.scale * np.float32(change.factor)))
@@ -196,11 +207,11 @@ def _decode_tq(raw: NDArray[np.uint8], kind: str, rows: int, columns: int) -> tu
     return trits.reshape(rows, columns).astype(np.int8), block_scale
 
 
-def _decode_dense(raw: NDArray[np.uint8], kind: str, name: str) -> Float32:
+def _decode_dense(raw: NDArray[np.uint8], kind: str, name: str) -> Float16 | Float32:
     if kind == "F32":
-        return raw.view("<f4").astype(np.float32)
+        return raw.view("<f4").astype(np.float32, copy=False)
     if kind == "F16":
-        return raw.view("<f2").astype(np.float32)
+        return raw.view("<f2").astype(np.float16, copy=False)
     if kind == "BF16":
         return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if kind == "Q8_0":

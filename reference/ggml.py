@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.runner import Float32, ReferenceUnavailableError
+from reference.runner import Float32, ReferenceUnavailableError, Rows, span
 
 F32 = 0
 
@@ -181,23 +181,26 @@ class Ggml:
             n_bytes=lib.gguf_get_tensor_size(context, i),
         )
 
-    def decode(self, path: Path, stored: StoredTensor) -> Float32:
-        """The values of a tensor by ggml's own decoder, [rows, columns].
+    def decode(self, path: Path, stored: StoredTensor, rows: Rows = None) -> Float32:
+        """The values of a tensor, or of some of its rows, by ggml's own decoder, [rows, columns].
 
         Raises:
             ReferenceUnavailableError: If ggml has no decoder for its type.
         """
-        raw = np.fromfile(path, np.uint8, stored.n_bytes, offset=stored.offset)
-        if raw.size != stored.n_bytes:
+        start, stop, _ = span(rows).indices(stored.shape[0])
+        n_row = max(stop - start, 0)
+        each = stored.n_bytes // max(stored.shape[0], 1)  # every type of ggml's keeps a row together
+        raw = np.fromfile(path, np.uint8, n_row * each, offset=stored.offset + start * each)
+        if raw.size != n_row * each:
             raise ReferenceUnavailableError(f"{path} ends inside a tensor")
         if stored.type == F32:
-            return raw.view(np.float32).reshape(stored.shape)
+            return raw.view(np.float32).reshape(n_row, stored.shape[1])
         traits = self._library.ggml_get_type_traits(stored.type).contents
         sizes = (self._library.ggml_blck_size(stored.type), self._library.ggml_type_size(stored.type))
         laid_out = traits.type_name == stored.type_name.encode() and (traits.blck_size, traits.type_size) == sizes
         if not laid_out or not traits.to_float:
             raise ReferenceUnavailableError(f"this ggml does not decode {stored.type_name}")
-        values = np.empty(stored.shape, np.float32)
+        values = np.empty((n_row, stored.shape[1]), np.float32)
         traits.to_float(raw.ctypes.data, values.ctypes.data, values.size)
         return values
 

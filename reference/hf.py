@@ -31,8 +31,10 @@ from reference.runner import (
     Observation,
     ReferenceUnavailableError,
     Request,
+    Rows,
     RunnerInfo,
     TapKey,
+    span,
 )
 from reference.semantics import CONTRACT
 
@@ -157,8 +159,10 @@ class Transformers:
             f"transformers was given weights, not a tokenizer for {text[:20]!r}", remedy="give it token ids"
         )
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as the model in memory holds it, [rows, columns], its `.scale` included, in the order of the file.
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor, or some of its rows, as the model in memory holds it, [rows, columns], in the order of the file.
+
+        Its `.scale` is included.
 
         Raises:
             ReferenceUnavailableError: Nothing there stands for it.
@@ -177,7 +181,7 @@ class Transformers:
             there = np.empty_like(values)
             there[order] = values
             values = there
-        return np.array(values, np.float32).reshape(-1, values.shape[-1])
+        return np.array(values.reshape(-1, values.shape[-1])[span(rows)], np.float32)
 
     def close(self) -> None:
         """Forget the model."""

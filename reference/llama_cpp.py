@@ -32,6 +32,7 @@ from reference.runner import (
     ReferenceFailedError,
     ReferenceUnavailableError,
     Request,
+    Rows,
     RunnerInfo,
 )
 
@@ -231,12 +232,12 @@ class LlamaCpp:
         """Ids of many texts."""
         return [self.tokenize(text, add_special=add_special, parse_special=parse_special) for text in texts]
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as ggml decodes it, [rows, columns]; a vector is one row."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor, or some of its rows, as ggml decodes it, [rows, columns]; a vector is one row."""
         stored = self._tensors.get(name)
         if stored is None:
             raise ReferenceUnavailableError(f"{self._path.name} has no tensor {name!r}")
-        return self._ggml.decode(self._path, stored)
+        return self._ggml.decode(self._path, stored, rows)
 
     def close(self) -> None:
         """Free the model."""

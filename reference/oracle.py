@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from reference.runner import (
     Observation,
     ReferenceUnavailableError,
     Request,
+    Rows,
     RunnerInfo,
     TapKey,
     tap_order,
@@ -238,7 +240,7 @@ class Oracle:
     def _embed(self, ids: NDArray[np.int64]) -> Float64:
         table = self._weights["token_embd.weight"].values
         read = (ids + self.semantics.token_offset) % len(table)
-        return table[read] * np.float64(self.semantics.embedding_scale)
+        return table[read].astype(np.float64) * self.semantics.embedding_scale
 
     def _head(self, x: Float64) -> Float64:
         """x: [T, n_embd] → [T, n_vocab]."""
@@ -384,10 +386,11 @@ class Oracle:
         w, kind = self._weights[f"blk.{layer}.{PROJECTIONS[tap]}.weight"], self.numerics["activation"]
         if not w.ternary or kind not in (*rounding.INT8_TOKEN, *rounding.BLOCK):
             raise ReferenceUnavailableError(f"{tap} of layer {layer} has no integer sums (activation {kind})")
-        trits = w.values.astype(np.int64)
         if kind in rounding.INT8_TOKEN:
             q, _ = rounding.int8_token(x, self.semantics, kind)
-            return q.astype(np.int64) @ trits.T
+            bare = replace(w, block_scale=None)  # integers below 2⁵³ are exact in float64, in any order
+            return bare.product(q).astype(np.int64)
+        trits = w.values.astype(np.int64)
         q, _ = rounding.int8_blocks(self._blocked(x, kind), kind, self.semantics)
         blocked = trits.reshape(len(trits), -1, rounding.BLOCK[kind])
         sums: NDArray[np.int64] = np.einsum("tbk,rbk->trb", q.astype(np.int64), blocked)
@@ -408,11 +411,11 @@ class Oracle:
         del text, add_special, parse_special
         raise ReferenceUnavailableError("the oracle has no tokenizer", remedy="give it token ids")
 
-    def weights(self, name: str) -> Float32:
-        """A tensor decoded, [rows, columns], with its own scale and without its `.scale` tensor."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor decoded, [rows, columns], with its own scale and without its `.scale` tensor; or some rows."""
         if name not in self._gguf.tensors:
             raise ReferenceUnavailableError(f"the file has no tensor {name!r}")
-        return decode(self._gguf, name, self.semantics).dense(self.semantics)
+        return decode(self._gguf, name, self.semantics).dense(self.semantics, rows)
 
     def close(self) -> None:
         """Drop the weights."""

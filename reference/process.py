@@ -32,6 +32,7 @@ from reference.runner import (
     ReferenceFailedError,
     ReferenceUnavailableError,
     Request,
+    Rows,
     RunnerInfo,
 )
 from reference.wire import Arrays, Header, Wire, WireClosedError, WireError
@@ -211,9 +212,10 @@ class ProcessRunner:
         header = {"op": "tokenize", "texts": asked, "add_special": add_special, "parse_special": parse_special}
         return self._ask(header, lambda answer, _: _id_lists(answer["ids"], len(asked)))
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as the engine in the child decodes it, [rows, columns]."""
-        return self._ask({"op": "weights", "name": name}, lambda _, arrays: _matrix(arrays["weights"]))
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor, or some of its rows, as the engine in the child decodes it, [rows, columns]."""
+        header = {"op": "weights", "name": name, "rows": None if rows is None else list(rows)}
+        return self._ask(header, lambda _, arrays: _matrix(arrays["weights"]))
 
     def close(self) -> None:
         """End the child. Closing twice is allowed, and a later request starts a new one."""

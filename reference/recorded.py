@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.runner import Observation, ReferenceUnavailableError, Request, RunnerInfo, TapKey
+from reference.runner import Observation, ReferenceUnavailableError, Request, Rows, RunnerInfo, TapKey
 
 Float32 = NDArray[np.float32]
 
@@ -222,7 +222,7 @@ class Recorded:
         path = self._folder / f"tokenize_{self._model}.json"
         return tuple(case["text"] for case in _json(path)["cases"]) if path.is_file() else ()
 
-    def weights(self, name: str) -> Float32:
+    def weights(self, name: str, rows: Rows = None) -> Float32:  # noqa: ARG002  # the protocol's
         """Decoded weights were not recorded: always a `ReferenceUnavailableError`."""
         raise ReferenceUnavailableError(f"the decoded {name} was not recorded")
 

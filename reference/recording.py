@@ -28,10 +28,12 @@ from reference.runner import (
     Observation,
     ReferenceUnavailableError,
     Request,
+    Rows,
     Runner,
     RunnerInfo,
     TapKey,
     describe,
+    span,
 )
 
 SCHEMA = "bitnet-crossval/recording/1"
@@ -84,12 +86,13 @@ class Recorder:
         self._texts[text, add_special, parse_special] = ids
         return ids
 
-    def weights(self, name: str) -> Float32:
-        """A tensor, kept if weights are."""
-        values = self._runner.weights(name)
-        if self._keep_weights:
-            self._weights[name] = values
-        return values
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor or some of its rows; all of it is kept if weights are."""
+        if not self._keep_weights:
+            return self._runner.weights(name, rows)
+        if name not in self._weights:
+            self._weights[name] = self._runner.weights(name)
+        return self._weights[name][span(rows)]
 
     def close(self) -> None:
         """Close the runner; what was kept stays."""
@@ -228,11 +231,11 @@ class Recording:
             raise ReferenceUnavailableError(f"{self._path.name} does not hold the tokens of {text[:60]!r}")
         return ids
 
-    def weights(self, name: str) -> Float32:
-        """A recorded tensor; anything else is unavailable."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A recorded tensor, or some of its rows; anything else is unavailable."""
         if name not in self._weights:
             raise ReferenceUnavailableError(f"{self._path.name} does not hold the decoded {name}")
-        return self._array(self._weights[name])
+        return self._array(self._weights[name])[span(rows)]
 
     def close(self) -> None:
         """Close the file."""

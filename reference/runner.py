@@ -44,11 +44,19 @@ LAST_TAPS = ("result_norm", "result_output")
 #: (tap, layer); taps outside the layers have layer −1.
 TapKey = tuple[str, int]
 
+#: Rows of a matrix, from the first to before the second; None for all.
+Rows = tuple[int, int] | None
+
 
 def tap_order(n_layer: int) -> list[TapKey]:
     """Every tap of a model in graph order."""
     layers = [(name, il) for il in range(n_layer) for name in LAYER_TAPS]
     return [(name, -1) for name in FIRST_TAPS] + layers + [(name, -1) for name in LAST_TAPS]
+
+
+def span(rows: Rows) -> slice:
+    """The same as an index."""
+    return slice(None) if rows is None else slice(*rows)
 
 
 class ReferenceUnavailableError(Exception):
@@ -173,8 +181,11 @@ class Runner(Protocol):
         """Ids of a text as this engine sees it. Raises `ReferenceUnavailableError` without a tokenizer."""
         ...
 
-    def weights(self, name: str) -> Float32:
-        """A tensor as this engine decodes it, [rows, columns], before any `.scale` tensor is applied."""
+    def weights(self, name: str, rows: Rows = None) -> Float32:
+        """A tensor as this engine decodes it, [rows, columns], before any `.scale` tensor is applied.
+
+        Some rows are asked for where a whole tensor takes much memory.
+        """
         ...
 
     def close(self) -> None:

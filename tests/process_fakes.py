@@ -51,8 +51,8 @@ class Good:
     def tokenize(self, text, *, add_special=True, parse_special=True):
         return (1,) * add_special + tuple(ord(c) for c in text) + (2,) * parse_special
 
-    def weights(self, name):
-        return np.full((2, 3), len(name), np.float32)
+    def weights(self, name, rows=None):
+        return np.full((2, 3), len(name), np.float32)[slice(*(rows or (None,)))]
 
     def close(self):
         pass

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from liars import Liar
 
+import reference.matrices
 from crossval.attribute import attribute, explain
 from crossval.catalogue import BY_NAME, hypothesis
 from crossval.engine import EngineRunner
@@ -203,3 +204,29 @@ def test_a_declaration_excuses_nothing_else(tmp_path, reference):
 def test_a_declaration_that_could_not_be_tried_is_neither(tmp_path):
     lane, code = declared(liars.Dies(requests=0), tmp_path)
     assert (lane.outcome, lane.known_deviation, code) == ("error", None, 4)
+
+
+def test_of_a_large_model_some_layers_are_enough(monkeypatch):
+    """Those from the first wrong one on; what is captured elsewhere is not replayed, nor its weights decoded."""
+    replay = replay_of(entry("activation=silu"))
+    read = []
+    whole = reference.matrices.decode
+
+    def decode(gguf, name, *arguments, **options):
+        read.append(name)
+        return whole(gguf, name, *arguments, **options)
+
+    monkeypatch.setattr("reference.matrices.decode", decode)
+    locked = Request(ids=IDS, taps=True, lock=replay.inputs)
+    cause = attribute(Path(PATH), replay.oracle.numerics, locked, replay.outputs, layers=range(1, 2))
+    assert cause.name == "activation=silu"
+    assert {name.split(".")[1] for name in read if name.startswith("blk.")} == {"1"}
+
+
+def test_a_lane_of_a_large_model_is_explained_so(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("crossval.plan.LARGE_MODEL", 0)
+    monkeypatch.setattr("crossval.run.attribute", lambda *_, layers, **__: asked.append(layers))
+    lane = liars.climb(Liar(semantics=Semantics(activation="silu")), tmp_path)
+    assert lane.located.tap == "ffn_act"
+    assert asked == [range(2)]

@@ -93,6 +93,7 @@ def test_weights_are_decoded_by_ggml_as_the_gguf_package_does(models, weight_typ
             found = runner.weights(tensor.name)
             assert found.shape == (expected.size // expected.shape[-1], expected.shape[-1])
             assert np.array_equal(found, expected.reshape(found.shape)), tensor.name
+            assert np.array_equal(runner.weights(tensor.name, (1, 5)), found[1:5]), tensor.name
         with pytest.raises(ReferenceUnavailableError, match=r"no tensor 'nonesuch\.weight'"):
             runner.weights("nonesuch.weight")
 

@@ -11,9 +11,10 @@ from liars import Liar
 
 from bitnet.config import Numerics
 from crossval.engine import EngineRunner
-from crossval.locate import _nearest, _vote, place
+from crossval.locate import _vote, place
 from crossval.plan import ORACLE_RUNGS
 from crossval.run import Run
+from crossval.self_check import _nearest
 from reference.runner import Observation, ReferenceFailedError, Request
 from reference.semantics import Semantics
 
@@ -207,16 +208,8 @@ def test_every_constellation_of_three(ours, oracle, theirs, odd, words):
         plan = type("P", (), {"reference": "r"})
         reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
-        def oracle(self):
-            taps = {("q", 0): np.full((1, 1), oracle, np.float64)}
-            return type("O", (), {"run": lambda *_: Observation(ids=(), logits=np.empty(0), taps=taps)})()
-
-    vote = _vote(
-        Fake(),
-        Request(ids=(1,)),
-        {("q", 0): np.full((1, 1), ours, np.float64)},
-        {("q", 0): np.full((1, 1), theirs, np.float64)},
-    )
+    said = [{("q", 0): np.full((1, 1), value, np.float64)} for value in (ours, theirs, oracle)]
+    vote = _vote(Fake(), Request(ids=(1,)), *said)
     assert (vote.odd, tuple(vote.witnesses.values())) == (odd, words)
 
 
@@ -264,7 +257,4 @@ def further_vote(witness, ours, theirs):
         plan = type("P", (), {"reference": "r"})
         reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
-        def oracle(self):
-            return type("O", (), {"run": lambda *_: Observation(ids=(), logits=np.empty(0), taps=taps(ours))})()
-
-    return _vote(Fake(), Request(ids=(1,)), taps(ours), taps(theirs), {"w": witness})
+    return _vote(Fake(), Request(ids=(1,)), taps(ours), taps(theirs), taps(ours), {"w": witness})

@@ -48,6 +48,7 @@ def test_it_is_a_runner_and_answers_as_the_runner_inside():
         assert seen.taps["q", 2].shape == (3, 0)
         assert np.array_equal(seen.taps["ffn_up", 1], lock["ffn_up", 1])
         assert np.array_equal(runner.weights("abc"), np.full((2, 3), 3))
+        assert runner.weights("abc", (1, 2)).shape == (1, 3)
 
 
 def test_ids_of_texts_of_any_kind():

@@ -78,6 +78,7 @@ def test_texts_and_weights(path, live):
         assert replay.tokenize(TEXT) == (7, 4)
         assert replay.tokenize(TEXT, add_special=False) == (4,)
         assert (replay.weights("blk.0.attn_q.weight") == live.weights("blk.0.attn_q.weight")).all()
+        assert (replay.weights("blk.0.attn_q.weight", (3, 9)) == live.weights("blk.0.attn_q.weight", (3, 9))).all()
 
 
 def test_everything_else_is_refused(path):
