@@ -148,6 +148,10 @@ class EngineRunner:
         """Rows of the token embedding, [len(ids), n_embd] f32."""
         return self.model.network.embed(ids)
 
+    def release(self) -> None:
+        """Give the pages of the file back to the system; what is needed of them is read again."""
+        self.model.gguf.release()
+
     def close(self) -> None:
         """Nothing is held outside this process."""
 

@@ -134,6 +134,7 @@ def weights(lane: Lane) -> Rung:
             found = part.difference()
             if found.max_abs_err > worst:
                 worst, where = found.max_abs_err, f"{tensor.name} row {found.worst_token} column {found.worst_index}"
+    lane.original.release()  # every page was read, and the other engine of the lane has its own
     why = f"{compared} tensors decode to equal bits"
     return _judged(
         "weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}"

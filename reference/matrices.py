@@ -84,3 +84,4 @@ class Matrices(Mapping[str, Matrix]):
         oldest = next(iter(held))
         for key in [key for key in self._cache if key[0].startswith(f"blk.{oldest}.")]:
             del self._cache[key]
+        self._gguf.release()  # the pages that it was decoded from

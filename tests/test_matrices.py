@@ -80,10 +80,13 @@ def test_one_layer_at_a_time_or_all_the_lane_says_the_same(tmp_path, monkeypatch
     assert all(every[row["case"], row["tap"], row["layer"]] == row for row in thin.evidence.operations)
 
 
-def test_a_thin_oracle_computes_what_a_whole_one_does(tmp_path):
+def test_a_thin_oracle_computes_what_a_whole_one_does(tmp_path, monkeypatch):
     path = make(tmp_path / "m.gguf", Shape(n_layer=3, n_embd=128, n_ff=256, n_head=2, n_head_kv=1, n_vocab=300))
     request = Request(ids=IDS, n_greedy=2, taps=True)
+    released = []
+    monkeypatch.setattr("bitnet.gguf.release_pages", released.append)
     whole, thin = (Oracle(str(path), n_layer_kept=kept).run(request) for kept in (None, 1))
+    assert len(released) == 3 + 3 - 1  # with each layer of two evaluations that makes room for another
     assert whole.generated == thin.generated
     assert whole.taps.keys() == thin.taps.keys()
     assert all(np.array_equal(whole.taps[key], thin.taps[key]) for key in whole.taps)
