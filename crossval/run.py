@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Literal
 
-import bitnet
 from bitnet.api import load
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
@@ -20,17 +17,16 @@ from crossval import evidence, ladder
 from crossval.attribute import attribute
 from crossval.case import Case, text_cases
 from crossval.engine import EngineRunner
-from crossval.environment import command, environment, git_state, now
+from crossval.environment import now
 from crossval.evidence import Evidence
-from crossval.lane import Lane, Row
+from crossval.lane import Lane
 from crossval.live import Live, with_live
 from crossval.locate import place
 from crossval.noise import HOW
 from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
-from crossval.verdict import claims, deviation
-from receipts import assemble
+from crossval.verdict import deviation
+from crossval.write import usable, write
 from receipts import record as r
-from receipts import write as write_receipt
 from receipts.lanes import climb, lane_outcome
 from reference.recorded import Recorded
 from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Runner
@@ -358,34 +354,7 @@ class Run:
 
     def receipt(self, started: str, seconds: float) -> r.Receipt:
         """Write the receipt and its side tables; the old one stays until the new one is whole."""
-        e = self.evidence
-        commit, dirty = git_state(Path(bitnet.__file__).parent)
-        ledgers = {id(engine): evidence.ledger_record(name, engine.model) for name, engine in e.engines.values()}
-        built = assemble(
-            timestamp=now(),
-            identity=r.Identity(
-                run_id=str(uuid.uuid4()),
-                command=command(),
-                package_version=bitnet.__version__,
-                started=started,
-                seconds=seconds,
-                git_commit=commit,
-                git_dirty=dirty,
-            ),
-            environment=environment(),
-            claims=claims(e.lanes),
-            models=list(e.models.values()),
-            tokenizers=list(e.tokenizers.values()),
-            ledger=[part for part in ledgers.values() if part.tokens],
-            cases=list(e.cases.values()),
-            references=list(e.references.values()),
-            lanes=e.lanes,
-            accuracy=e.accuracy,
-            determinism=e.determinism,
-            performance=e.performance,
-        )
-        tables = {name: map(_finite, rows) for name, rows in e.tables.items()}
-        return write_receipt(built, self.options.receipt, tables)
+        return write(self.evidence, self.options.receipt, started=started, seconds=seconds)
 
 
 def one_of(planned: Sequence[LanePlan], only: str) -> LanePlan:
@@ -415,8 +384,8 @@ def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) ->
         ReceiptError: The receipt cannot be written; the old one is untouched.
     """
     started, began = now(), time.monotonic()
-    _usable(options.receipt.parent, "--receipt")
-    _usable(options.work, "--work")
+    usable(options.receipt.parent, "--receipt")
+    usable(options.work, "--work")
     for path in options.models:
         load(path, packed_cache=False)  # a damaged model is refused before anything is computed
     this = Run(options, say)
@@ -425,23 +394,3 @@ def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) ->
         say(plan.name)
         done(this.climb(plan), i, len(planned))
     return this.receipt(started, time.monotonic() - began)
-
-
-def _usable(folder: Path, flag: str) -> None:
-    """Raise `UsageError` for a folder that cannot be written, before minutes are spent on what goes there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"cannot be written ({error.strerror})", where=folder, remedy=f"name another place with {flag}"
-        ) from error
-
-
-def _finite(row: Row) -> Row:
-    """A row with null where a measured value is not a number, as side tables want it."""
-    return {
-        k: None if isinstance(v, float) and (v != v or v in (float("inf"), -float("inf"))) else v
-        for k, v in row.items()
-    }
