@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import ResourceLimitError
+from bitnet.kernels.alignment import aligned
 
 #: Tokens of a page.
 PAGE = 64
@@ -101,8 +102,8 @@ class KVPool:
         dtype = np.dtype(np.uint16 if numerics.kv == "f16" else np.float32)
         self.page_bytes = page_bytes(config, numerics)
         try:
-            self.keys: NDArray[Any] = np.zeros(shape, dtype)
-            self.values: NDArray[Any] = np.zeros(shape, dtype)
+            self.keys: NDArray[Any] = aligned(shape, dtype, zeros=True)
+            self.values: NDArray[Any] = aligned(shape, dtype, zeros=True)
         except MemoryError as error:
             raise ResourceLimitError(
                 f"a KV cache of {n_page * PAGE} tokens needs {n_page * self.page_bytes / 1e9:.1f} GB",

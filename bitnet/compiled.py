@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig, Numerics
+from bitnet.kernels.alignment import aligned
 from bitnet.kernels.ledger import KernelUse
 from bitnet.kernels.variants import TILES
 from bitnet.linear import Backend, Float32, TernaryMatrix
@@ -134,11 +135,11 @@ class CompiledLayers:
         rows = max(n_token, n_threads)
         made: list[NDArray[Any]] = []
         for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
-            made += [np.empty((rows, n), np.float32), np.zeros((rows, padded), np.int8)]
-        made.append(np.empty(self._inputs_shape(n_token, rows), np.int8))
+            made += [aligned((rows, n), np.float32), aligned((rows, padded), np.int8, zeros=True)]
+        made.append(aligned(self._inputs_shape(n_token, rows), np.int8))
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
-        self._kept = [*made, *(np.empty((n_token, n), np.float32) for n in widths)]
+        self._kept = [*made, *(aligned((n_token, n), np.float32) for n in widths)]
         return self._kept
 
 

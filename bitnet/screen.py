@@ -53,7 +53,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.kernels.row_tiles import Arena, aligned
+from bitnet.kernels.alignment import aligned
+from bitnet.kernels.row_tiles import Arena
 from bitnet.linear import Backend, DenseMatrix, Float32, Matrix
 
 #: Codes whose planes are stored together.
@@ -249,7 +250,7 @@ class _Bounds:
     def __init__(self, screen: Screen, inputs: Sequence[Input], counts: Sequence[int], backend: Backend) -> None:
         s, n_row, n, most = screen, screen.matrix.n_row, len(inputs), max(counts)
         self._screen, self._backend, self._counts = screen, backend, np.array(counts)
-        self._q = aligned((n, 2, screen.width)).view(np.int8)
+        self._q = aligned((n, 2, screen.width), np.int8)
         self._q[:] = [p.q for p in inputs]
         self._total = np.array([p.total for p in inputs])
         self._constants = np.array([(p.step, p.c0, p.c1, p.c2) for p in inputs])

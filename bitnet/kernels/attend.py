@@ -1,5 +1,7 @@
 """Attention over a paged cache, all query heads of one key-value head together: what they share is read once.
 
+Keys are read once for some tokens as well, and values are first put into the order in which they are added.
+
 The order of every sum is fixed: a score by the sixteen lanes and the tree of `simd.py`; the sum of exponentials one by
 one, in float64; the sum over values in sixteen lanes of its own, lane i adding entries i, i + 16, …, folded by the same
 tree. Neither tokens beside this one, nor pages, nor how heads are shared among threads, change a bit.
@@ -15,6 +17,9 @@ from bitnet.kernels.compile import device, kernel
 
 _f32 = np.float32
 
+#: Tokens that share one reading of the keys: their products stay in a second-level cache.
+TOKENS = 4
+
 
 @device
 def find_rows(pages, n_kv, size, kv, seen, groups):
@@ -28,19 +33,48 @@ def find_rows(pages, n_kv, size, kv, seen, groups):
 
 
 @device
-def _scores(flat_q, flat_k, groups, width, n, at_q, seen, probs, stride):
-    """Products of the queries of n heads and the keys of the entries seen, to probs[head · stride + entry]."""
-    for g in range((seen + 15) // 16):
-        row, count = groups[g], min(16, seen - 16 * g)
-        for h in range(n):
-            rows.dense_rows(flat_k, flat_q, width, row, row + count, at_q + h * width, 0, probs, h * stride + 16 * g)
+def _two_scores(flat_q, flat_k, width, at_q, row, count, probs, to, stride):
+    """Products of two queries, side by side, and the keys of some entries, two at a time."""
+    for r in range(row, row + count // 2 * 2, 2):
+        a, b, c, d = simd.zero_f32(), simd.zero_f32(), simd.zero_f32(), simd.zero_f32()
+        for i in range(0, width, 16):
+            here, next_key = simd.load(flat_k, r * width + i), simd.load(flat_k, (r + 1) * width + i)
+            x, y = simd.load(flat_q, at_q + i), simd.load(flat_q, at_q + width + i)
+            a, b = simd.fma_f32(here, x, a), simd.fma_f32(next_key, x, b)
+            c, d = simd.fma_f32(here, y, c), simd.fma_f32(next_key, y, d)
+        simd.store_sums_f32(a, b, c, d, probs, to + r - row, to + stride + r - row)
+    if count % 2:
+        last = count - 1
+        for k in range(2):
+            probs[to + k * stride + last] = rows.dense_row(
+                flat_k, flat_q, width, (row + last) * width, at_q + k * width
+            )
 
 
 @device
-def _softmax(probs, at, seen, scale, round_probs):
-    """Products to probabilities, in place; up to fifteen numbers after them are overwritten.
+def _scores(flat_q, flat_k, groups, width, n, at_q, next_token, n_token, seen, probs, stride):
+    """Products of the queries of n heads and of some tokens with the entries seen, to probs[query · stride + entry].
 
-    Which of several largest scores is found does not matter; a score that is NaN makes every probability NaN.
+    The queries of a token are side by side, those of the next one `next_token` further. A group of keys is read once.
+    """
+    for g in range((seen + 15) // 16):
+        row, count = groups[g], min(16, seen - 16 * g)
+        for t in range(n_token):
+            here, to = at_q + t * next_token, t * n * stride + 16 * g
+            for h in range(0, n - 1, 2):
+                _two_scores(flat_q, flat_k, width, here + h * width, row, count, probs, to + h * stride, stride)
+            if n % 2:
+                last = n - 1
+                rows.dense_rows(
+                    flat_k, flat_q, width, row, row + count, here + last * width, 0, probs, to + last * stride
+                )
+
+
+@device
+def _exponentials(probs, at, seen, scale):
+    """Products to exponentials of what they are below the largest; up to fifteen numbers after them become 0.
+
+    Which of several largest scores is found does not matter; a score that is NaN makes every exponential NaN.
     """
     factor, end = simd.splat_f32(scale), at + (seen + 15) // 16 * 16
     for j in range(at + seen, end):
@@ -54,9 +88,11 @@ def _softmax(probs, at, seen, scale, round_probs):
     for j in range(at, end, 16):
         below = simd64.widen(simd.subtract_f32(simd.load(probs, j), largest))
         simd.store_f32(probs, j, simd64.narrow(simd64.exp_f64(below)))
-    total = 0.0
-    for j in range(at, at + seen):
-        total += np.float64(probs[j])
+
+
+@device
+def _divide(probs, at, seen, total, round_probs):
+    """Exponentials to probabilities."""
     inverse = _f32(1.0 / total)
     for j in range(at, at + seen):
         probs[j] = probs[j] * inverse
@@ -66,12 +102,47 @@ def _softmax(probs, at, seen, scale, round_probs):
 
 
 @device
-def _four_heads(flat_v, groups, width, lane, column, seen, probs, at, stride, sums, to):
+def _softmax(probs, n, stride, seen, scale, round_probs):
+    """Products of n heads to probabilities, in place; up to fifteen numbers after them are overwritten."""
+    for h in range(n):
+        _exponentials(probs, h * stride, seen, scale)
+    fours = n // 4 * 4
+    for at in range(0, fours * stride, 4 * stride):  # four sums at once: an addition waits for the one before
+        a, b, c, d = 0.0, 0.0, 0.0, 0.0
+        for j in range(at, at + seen):
+            a += np.float64(probs[j])
+            b += np.float64(probs[j + stride])
+            c += np.float64(probs[j + 2 * stride])
+            d += np.float64(probs[j + 3 * stride])
+        _divide(probs, at, seen, a, round_probs)
+        _divide(probs, at + stride, seen, b, round_probs)
+        _divide(probs, at + 2 * stride, seen, c, round_probs)
+        _divide(probs, at + 3 * stride, seen, d, round_probs)
+    for h in range(fours, n):
+        total = 0.0
+        for j in range(h * stride, h * stride + seen):
+            total += np.float64(probs[j])
+        _divide(probs, h * stride, seen, total, round_probs)
+
+
+@device
+def _turn(flat_v, groups, width, seen, turned):
+    """The values of the entries seen in the order in which sums want them: turned[columns of 16, lane, group, 16]."""
+    n_group = (seen + 15) // 16
+    for g in range(n_group):
+        for lane in range(min(16, seen - 16 * g)):
+            at = (groups[g] + lane) * width
+            for column in range(0, width, 16):
+                simd.store_f32(turned, ((column + lane) * n_group + g) * 16, simd.load(flat_v, at + column))
+
+
+@device
+def _four_heads(turned, at_v, n_group, probs, at, stride, sums, to):
     """One lane of sixteen columns for four heads: entries lane, lane + 16, …, to sums[to:], [to + 256:], …"""
     a, b, c, d = simd.zero_f32(), simd.zero_f32(), simd.zero_f32(), simd.zero_f32()
-    for g in range((seen - lane + 15) // 16):
-        v = simd.load(flat_v, (groups[g] + lane) * width + column)
-        j = at + lane + 16 * g
+    for g in range(n_group):
+        v = simd.load(turned, at_v + 16 * g)
+        j = at + 16 * g
         a = simd.fma_f32(v, simd.splat_at(probs, j), a)
         b = simd.fma_f32(v, simd.splat_at(probs, j + stride), b)
         c = simd.fma_f32(v, simd.splat_at(probs, j + 2 * stride), c)
@@ -83,12 +154,11 @@ def _four_heads(flat_v, groups, width, lane, column, seen, probs, at, stride, su
 
 
 @device
-def _one_head(flat_v, groups, width, lane, column, seen, probs, at, sums, to):
+def _one_head(turned, at_v, n_group, probs, at, sums, to):
     """The same for one head."""
     a = simd.zero_f32()
-    for g in range((seen - lane + 15) // 16):
-        v = simd.load(flat_v, (groups[g] + lane) * width + column)
-        a = simd.fma_f32(v, simd.splat_at(probs, at + lane + 16 * g), a)
+    for g in range(n_group):
+        a = simd.fma_f32(simd.load(turned, at_v + 16 * g), simd.splat_at(probs, at + 16 * g), a)
     simd.store_f32(sums, to, a)
 
 
@@ -102,34 +172,18 @@ def _fold(sums, at, out, to):
 
 
 @device
-def attend_token(flat_q, flat_k, flat_v, groups, width, n, at_q, seen, scale, round_probs, work, out):
-    """The results of n heads of one key-value head, for one token.
-
-    Arrays are flat; `at_q` is where the first head's queries begin, and its results in `out`; `groups` as `find_rows`
-    leaves them; `seen`, how many entries the token attends to; `work`, float32 of `work_size`.
-    """
-    stride = (seen + 31) // 16 * 16
-    _scores(flat_q, flat_k, groups, width, n, at_q, seen, work, stride)
-    for h in range(n):
-        _softmax(work, h * stride, seen, scale, round_probs)
-    sums = n * stride
+def _values(turned, n_group, width, n, seen, probs, stride, sums, out, at_out):
+    """The results of n heads for one token; sums: scratch, 256 · n."""
     fours = n // 4 * 4
     for column in range(0, width, 16):
         for lane in range(16):
-            to = sums + 16 * lane
+            at_v, count = (column + lane) * n_group * 16, (seen - lane + 15) // 16
             for h in range(0, fours, 4):
-                at = h * stride
-                _four_heads(flat_v, groups, width, lane, column, seen, work, at, stride, work, to + 256 * h)
+                _four_heads(turned, at_v, count, probs, h * stride + lane, stride, sums, 16 * lane + 256 * h)
             for h in range(fours, n):
-                _one_head(flat_v, groups, width, lane, column, seen, work, h * stride, work, to + 256 * h)
+                _one_head(turned, at_v, count, probs, h * stride + lane, sums, 16 * lane + 256 * h)
         for h in range(n):
-            _fold(work, sums + 256 * h, out, at_q + h * width + column)
-
-
-@device
-def work_size(n, seen):
-    """Float32 numbers that `attend_token` needs for n heads and up to `seen` entries."""
-    return n * ((seen + 31) // 16 * 16 + 256)
+            _fold(sums, 256 * h, out, at_out + h * width + column)
 
 
 @kernel
@@ -144,13 +198,22 @@ def attention(q, keys, values, pages, start, scale, round_probs, head, end, out)
     n_head = q.shape[1] // width
     group = n_head // n_kv
     flat_q, flat_k, flat_v, flat_out = q.reshape(-1), keys.reshape(-1), values.reshape(-1), out.reshape(-1)
-    work = np.empty(work_size(group, start + n_token), np.float32)
+    n_seen = start + n_token
+    n_group = (n_seen + 15) // 16
+    probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
+    sums, turned = np.empty(256 * group, np.float32), np.empty(16 * n_group * width, np.float32)
     groups = np.empty(pages.size * (size // 16), np.int64)
     for kv in range(head // group, (end + group - 1) // group):
-        find_rows(pages, n_kv, size, kv, start + n_token, groups)
+        find_rows(pages, n_kv, size, kv, n_seen, groups)
+        _turn(flat_v, groups, width, n_seen, turned)
         first, last = max(head, kv * group), min(end, (kv + 1) * group)
-        for t in range(n_token):
-            at, seen = (t * n_head + first) * width, start + t + 1
-            attend_token(
-                flat_q, flat_k, flat_v, groups, width, last - first, at, seen, scale, round_probs, work, flat_out
-            )
+        n = last - first
+        for begin in range(0, n_token, TOKENS):
+            together = min(TOKENS, n_token - begin)
+            seen, at = start + begin + together, (begin * n_head + first) * width
+            stride = (seen + 31) // 16 * 16
+            _scores(flat_q, flat_k, groups, width, n, at, q.shape[1], together, seen, probs, stride)
+            for t in range(together):
+                mine, seen = probs[t * n * stride :], start + begin + t + 1
+                _softmax(mine, n, stride, seen, scale, round_probs)
+                _values(turned, n_group, width, n, seen, mine, stride, sums, flat_out, at + t * q.shape[1])

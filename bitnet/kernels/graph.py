@@ -2,7 +2,7 @@
 
 Threads meet at a barrier about six times a layer. Matrices are split by rows of tiles and attention by heads, so every
 sum is made by one thread in the order of the kernels themselves: the same kernels that `model.py` calls one by one,
-and the same bits. Rows are taken from a counter, by shares that become smaller, so that a thread which came late, or
+and the same bits. Rows are taken from a counter, an equal share of what is left each time, so that a thread which came late, or
 whose core is slow, takes fewer. The small work before a product (norm, quantisation) is repeated by every thread for
 one token, and shared between them by tokens for more.
 """
@@ -25,9 +25,6 @@ from bitnet.kernels.simd import intrinsic, round_f16
 HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY = range(4)
 #: Rows of `matrices`, `shapes` and `scales` of a layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741  # the field's names
-
-#: A thread takes this part of an equal share of the rows that are left.
-_PARTS = 2
 
 
 @intrinsic
@@ -80,12 +77,10 @@ def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, 
 
 @device
 def _take(v, counter, n_row_tile, n_token, n_threads):
-    """Row tiles that no thread has taken, counted on from block to block of tokens; an empty range if none is left."""
+    """An equal share of the row tiles that nobody has taken, counted on from block to block of tokens; maybe none."""
     n = n_row_tile * ternary.n_blocks(n_token)
-    size = n
-    if n_threads > 1:
-        least = by_tokens.LEAST_ROW_TILES if ternary.is_turned(v, n_token) else 1
-        size = max(least, (n - peek(counter)) // (_PARTS * n_threads))
+    least = by_tokens.LEAST_ROW_TILES if ternary.is_turned(v, n_token) else 1
+    size = max(least, (n - peek(counter)) // n_threads)
     begin = take(counter, size)
     return begin, min(begin + size, n)
 

@@ -36,10 +36,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitnet.kernels.alignment import ALIGNMENT, aligned
 from bitnet.kernels.variants import TILES, Layout
 
-#: Where memory of a matrix begins: at whole cache lines.
-ALIGNMENT = 64
 #: Bytes of memory that are asked for at once, and below which a matrix is not worth a place among them.
 _CHUNK, _SMALL = 1 << 26, 1 << 16
 
@@ -68,14 +67,6 @@ class Tiles:
         if self.layout == "rows":
             return self.n_col
         return int(self.data.shape[1]) * TILES[self.layout].columns
-
-
-def aligned(shape: tuple[int, ...]) -> Codes:
-    """An uninitialised uint8 array that begins at a cache line."""
-    size = math.prod(shape)
-    store = np.empty(size + ALIGNMENT, np.uint8)
-    start = -store.ctypes.data % ALIGNMENT
-    return store[start : start + size].reshape(shape)
 
 
 class Arena:

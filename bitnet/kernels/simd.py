@@ -255,6 +255,42 @@ def sum_f32(typingctx: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def store_sums_f32(typingctx: Any, a: Any, b: Any, c: Any, d: Any, array: Any, first: Any, second: Any) -> Any:
+    """The sums of a and b to `array[first]` and the next, of c and d to `array[second]` and the next, as `sum_f32`."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def halves(x: Any, y: Any, width: int) -> Any:
+            """Lanes of x and then of y, each folded to half of the `width` that it has."""
+            low = [i + half * width for half in (0, 1) for i in range(width // 2)]
+            order = [ir.Constant(ir.VectorType(_I32, width), [i + add for i in low]) for add in (0, width // 2)]
+            return builder.fadd(*(builder.shuffle_vector(x, y, o) for o in order))
+
+        def single(x: Any) -> Any:
+            """Sixteen lanes folded to four."""
+            for width in (8, 4):
+                low = ir.Constant(ir.VectorType(_I32, width), list(range(width)))
+                high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
+                undef = ir.Constant(x.type, ir.Undefined)
+                x = builder.fadd(builder.shuffle_vector(x, undef, low), builder.shuffle_vector(x, undef, high))
+            return x
+
+        quads = [single(x) for x in args[:4]]
+        pairs = [halves(quads[i], quads[i + 1], 4) for i in (0, 2)]
+        data = context.make_array(signature.args[4])(context, builder, args[4]).data
+        for pair, at in zip(pairs, args[5:], strict=True):
+            low = ir.Constant(ir.VectorType(_I32, 2), [0, 2])
+            high = ir.Constant(ir.VectorType(_I32, 2), [1, 3])
+            undef = ir.Constant(pair.type, ir.Undefined)
+            both = builder.fadd(builder.shuffle_vector(pair, undef, low), builder.shuffle_vector(pair, undef, high))
+            pointer = builder.bitcast(builder.gep(data, [at]), both.type.as_pointer())
+            builder.store(both, pointer).align = 4
+        return context.get_dummy_value()
+
+    vector = float32x16
+    return types.void(vector, vector, vector, vector, array, types.intp, types.intp), build
+
+
+@intrinsic
 def sum_i32(typingctx: Any, vector: Any) -> Any:
     """The sum of the lanes."""
 
