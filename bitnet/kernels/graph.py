@@ -2,9 +2,9 @@
 
 Threads meet at a barrier about six times a layer. Matrices are split by rows of tiles and attention by heads, so every
 sum is made by one thread in the order of the kernels themselves: the same kernels that `model.py` calls one by one,
-and the same bits. Rows are taken from a counter, an equal share of what is left each time, so that a thread which came late, or
-whose core is slow, takes fewer. The small work before a product (norm, quantisation) is repeated by every thread for
-one token, and shared between them by tokens for more.
+and the same bits. Rows are taken from a counter, an equal share of what is left each time, so that a thread which came
+late, or whose core is slow, takes fewer. The small work before a product (norm, quantisation) is repeated by every
+thread for one token, and shared between them by tokens for more.
 """
 
 from __future__ import annotations
