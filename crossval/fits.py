@@ -27,6 +27,8 @@ COST_NUMBER, COST_TENSOR, COST_ROWS = 0.05, 0.1, 0.5
 _NEAR, _NEAR_ANGLE = 2e-5, 2e-3
 #: Wrong projections whose tensors are each tried against others; more of them share a cause.
 _MOST_TENSORS = 4
+#: Rows of the embedding that are widened at a time: of a large model it is a gigabyte.
+_ROWS_AT_ONCE = 8192
 
 Fit = Callable[[Replay, Oracle, Sequence[TapKey]], Iterator[Hypothesis]]
 
@@ -256,10 +258,12 @@ def _tokens(replay: Replay, base: Oracle, wrong: Sequence[TapKey]) -> Iterator[H
 
 def ids_of(embedding: Float32, oracle: Oracle) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """The token ids whose rows an embedding holds: the nearest by direction."""
-    table = oracle._weights["token_embd.weight"].values.astype(np.float32)  # the oracle's own table
-    norms = np.linalg.norm(table, axis=1)
-    scores = (embedding @ table.T) / np.where(norms > 0, norms, 1.0)
-    return np.asarray(scores.argmax(axis=1), np.int64)
+    table, parts = oracle._weights["token_embd.weight"].values, []  # the oracle's own table
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        rows = table[start : start + _ROWS_AT_ONCE].astype(np.float32)
+        norms = np.linalg.norm(rows, axis=1)
+        parts.append((embedding @ rows.T) / np.where(norms > 0, norms, 1.0))
+    return np.asarray(np.concatenate(parts, axis=1).argmax(axis=1), np.int64)
 
 
 # ---- putting a hypothesis to work ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import reference.matrices
 from crossval.attribute import attribute, explain
 from crossval.catalogue import BY_NAME, hypothesis
 from crossval.engine import EngineRunner
-from crossval.fits import variant_of
+from crossval.fits import ids_of, variant_of
 from crossval.mutants import Mutant, same_cause
 from crossval.plan import LLAMA_CPP_SILU
 from crossval.replay import Replay
@@ -230,3 +230,11 @@ def test_a_lane_of_a_large_model_is_explained_so(tmp_path, monkeypatch):
     lane = liars.climb(Liar(semantics=Semantics(activation="silu")), tmp_path)
     assert lane.located.tap == "ffn_act"
     assert asked == [range(2)]
+
+
+@pytest.mark.parametrize("at_once", [7, 8192])
+def test_ids_are_read_off_an_embedding_a_few_rows_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr("crossval.fits._ROWS_AT_ONCE", at_once)
+    oracle = Oracle(PATH)
+    embedding = oracle.run(Request(ids=IDS, taps=True)).taps["embd", -1]
+    assert ids_of(embedding * np.float32(3), oracle).tolist() == list(IDS)
