@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from crossval.cause import engine_is_odd
 from crossval.finding import Finding, finding
 from crossval.lane import Lane
 from crossval.minimise import Minimal, minimise
 from crossval.replay import Replay
 from crossval.repro import write_repro
-from crossval.run import engine_is_odd
 from receipts import record as r
 from reference.oracle import Oracle
 from reference.runner import Runner, TapKey
@@ -117,6 +117,8 @@ def lane_fields(record: r.Lane) -> dict[str, Any]:
             "runner_up": cause.runner_up,
             "runner_up_explained": cause.runner_up_explained,
             "explanation": cause.explanation,
+            "evidence": cause.evidence,
+            "touches": list(cause.touches),
         },
         "agree": agree,
         "differ": differ,
@@ -188,11 +190,11 @@ def sentence(record: r.Lane, *, n_token: int = 0, file_says: str = "", repro: st
     if stop is None:
         return f"lane {record.name}: every rung holds."
     clauses = [f"lane {record.name}, rung {stop.name}"]
-    found = record.located
-    if found is None:
+    found, cause = record.located, record.cause
+    if found is None and cause is None:
         return f"{clauses[0]}: {stop.outcome}; {stop.why.rstrip('.')}."
-    clauses[0] += f", {where((found.tap, found.layer))}, {_positions(found.positions, n_token)}"
-    cause = record.cause
+    if found is not None:
+        clauses[0] += f", {where((found.tap, found.layer))}, {_positions(found.positions, n_token)}"
     if cause is not None and cause.name:
         said = cause.explanation.rstrip(".") + (f" where the file declares {file_says}" if file_says else "")
         after = (
@@ -201,10 +203,12 @@ def sentence(record: r.Lane, *, n_token: int = 0, file_says: str = "", repro: st
             else ", and nothing else explains any"
         )
         clauses += [said, f"replaying with {cause.name} explains {cause.explained:.1%} of the difference{after}"]
-    elif found.integer:
+    elif found is not None and found.integer:
         clauses.append("its integer sums are not the exact ones")
     elif cause is not None:
         clauses.append(cause.explanation.rstrip("."))
+    if cause is not None and cause.caveat:
+        clauses.append(cause.caveat)
     clauses += _vote(record)
     if repro:
         clauses.append(f"repro in {repro}")

@@ -14,14 +14,13 @@ from bitnet.api import load
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
 from crossval import evidence, ladder
-from crossval.attribute import attribute
 from crossval.case import Case, text_cases
+from crossval.cause import cause_of, put_to_vote
 from crossval.engine import EngineRunner
 from crossval.environment import now
 from crossval.evidence import Evidence
 from crossval.lane import Lane
 from crossval.live import Live, with_live
-from crossval.locate import place
 from crossval.noise import HOW
 from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subject
 from crossval.verdict import deviation
@@ -34,8 +33,6 @@ from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Ru
 #: Greedy tokens of a case, and tokens of the quality text; for models that are large, fewer.
 N_GREEDY, N_QUALITY = 24, 192
 N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
-#: Layers of a large model, from the first wrong one on, in which its cause is searched for.
-LAYERS_LARGE = 2
 
 Say = Callable[[str], None]
 Watch = Callable[[Lane, r.Lane], None]
@@ -172,6 +169,7 @@ class Run:
     def _climb(self, lane: Lane, name: str) -> r.Lane:
         try:
             rungs = ladder.climb(lane)
+            put_to_vote(lane, rungs)
         finally:
             lane.close_witnesses()
         record = self._record(lane.plan, lane, rungs, name)
@@ -270,7 +268,7 @@ class Run:
         blame: Literal["engine", "reference"] | None = (
             "reference" if odd == plan.reference else "engine" if odd == "bitnet" else None
         )
-        cause = self._cause(plan, lane, located, blame) if located is not None else None
+        cause = cause_of(lane, rungs, located, blame, self.say) if self.options.explain and failed else None
         noise = lane.noise
         return r.Lane(
             name=plan.name,
@@ -312,23 +310,6 @@ class Run:
         for name, witness in lane.heard().items():
             e.references[name] = evidence.reference_record(name, witness)
 
-    def _cause(self, plan: LanePlan, lane: Lane, located: r.Located, blame: str | None) -> r.Cause | None:
-        """Why the odd side is wrong: the engine if it is blamed or faces the contract itself, else the reference."""
-        if not self.options.explain or lane.locked is None or lane.locked.lock is None or located.integer:
-            return None
-        where = place(located.tap, located.layer)
-        self.say(f"{plan.name}: explaining {where}")
-        outputs = lane.engine.run(lane.locked).taps if engine_is_odd(lane, blame) else lane.locked.lock
-
-        def progress(what: str, done: int, total: int) -> None:
-            self.say(f"{plan.name}: explaining {where}, {what} {done}/{total}")
-
-        first = max(located.layer, 0)
-        layers = range(first, first + LAYERS_LARGE) if plan.subject.large else None
-        return attribute(
-            plan.subject.path, lane.numerics.to_dict(), lane.locked, outputs, layers=layers, progress=progress
-        )
-
     def _measure(self, plan: LanePlan, lane: Lane) -> None:
         """Speed against a live reference, and determinism once a model."""
         e, subject = self.evidence, plan.subject
@@ -364,11 +345,6 @@ def one_of(planned: Sequence[LanePlan], only: str) -> LanePlan:
         names = "; ".join(plan.name for plan in exact)
         raise UsageError(f"{len(exact)} lanes are meant where one must be: {names}", where="--only")
     return exact[0]
-
-
-def engine_is_odd(lane: Lane, blame: str | None) -> bool:
-    """Whether it is the engine whose values have to be explained: it is blamed, or it faces the contract itself."""
-    return blame == "engine" or lane.reference.info.family == "oracle"
 
 
 def run(options: Options, say: Say, done: Callable[[r.Lane, int, int], None]) -> r.Receipt:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from receipts.codec import Amount, Count, Index, Name, Record, Share, Token
+from receipts.codec import SPARSE, Amount, Count, Index, Name, Record, Share, Token
 
 RungName = Literal["identity", "tokens", "weights", "operations", "logits", "decode", "greedy", "quality"]
 Outcome = Literal["pass", "fail", "error", "unsupported", "inconclusive"]
@@ -120,6 +120,8 @@ class Cause(Record):
         runner_up: The next best hypothesis; "" if there is none.
         runner_up_explained: Its share.
         explanation: One sentence that a person reads.
+        evidence: Whether wrong operations were seen, or logits alone, from which the place is inferred.
+        touches: With logits alone, the taps that the hypothesis changes.
     """
 
     name: str
@@ -127,6 +129,16 @@ class Cause(Record):
     runner_up: str = ""
     runner_up_explained: Share = 0.0
     explanation: str = ""
+    evidence: Literal["operations", "logits"] = field(default="operations", metadata=SPARSE)
+    touches: tuple[Name, ...] = field(default=(), metadata=SPARSE)
+
+    @property
+    def caveat(self) -> str:
+        """What was not observed; "" where the wrong operation was."""
+        if self.evidence == "operations":
+            return ""
+        said = "inferred from logits alone: no operation was observed"
+        return f"{said}, the hypothesis touches {', '.join(self.touches)}" if self.touches else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,8 +92,10 @@ def _finding(lane: Lane, tables: Frames, repro: Mapping[str, str]) -> dict[str, 
             share = cause.runner_up_explained
             bars.append({"name": cause.runner_up, "share": share, "text": percent(share)})
         say("Explained by replay", "", bars=bars)
-    elif found is not None:
+    elif found is not None or cause is not None:
         say("Cause", f"unexplained: no known defect reproduces it. {cause.explanation if cause else ''}".strip())
+    if cause is not None and cause.caveat:
+        say("Place", cause.caveat)
     for vote in lane.votes:
         say(
             f"Vote on {vote.rung}",

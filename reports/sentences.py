@@ -159,9 +159,11 @@ def _evidence(lane: Lane) -> list[str]:
             f"replaying with {_value(cause.name)} explains {percent(cause.explained)} of the difference"
             + (next_best if cause.runner_up else "")
         )
-    elif lane.located is not None:
+    elif lane.located is not None or cause is not None:
         tried = cause.explanation.strip().rstrip(".").removeprefix("unexplained").lstrip(": ") if cause else ""
         clauses.append("unexplained: no known defect reproduces it" + (f" ({tried})" if tried else ""))
+    if cause is not None and cause.caveat:
+        clauses.append(cause.caveat)
     if lane.known_deviation is not None:
         clauses.append(
             "declared as a known deviation and proven again in this run"

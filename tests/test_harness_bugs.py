@@ -35,7 +35,7 @@ IDS = (1, 45, 300, 7, 7, 19)
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr("crossval.run.N_GREEDY", 2)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
+    monkeypatch.setattr("crossval.run.cause_of", lambda *_, **__: None)
 
 
 def refused(name):

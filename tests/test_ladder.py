@@ -30,7 +30,7 @@ IDS = (1, 45, 300, 7, 7, 19)
 def short(monkeypatch):
     """Few tokens, and no search for causes: that is what test_attribute is for."""
     monkeypatch.setattr("crossval.run.N_GREEDY", 8)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
+    monkeypatch.setattr("crossval.run.cause_of", lambda *_, **__: None)
 
 
 def test_the_ladder_is_the_agreed_one():

@@ -23,7 +23,7 @@ from reference.semantics import Semantics
 def short(monkeypatch):
     """No continuation, and no search for causes: test_attribute has that."""
     monkeypatch.setattr("crossval.run.N_GREEDY", 2)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
+    monkeypatch.setattr("crossval.run.cause_of", lambda *_, **__: None)
 
 
 #: One changed field of the contract → where it must be found first.

@@ -123,7 +123,7 @@ LIARS = {
 def test_the_receipt_of_a_liar_is_valid_and_its_gate_is_shut(tmp_path, lanes, monkeypatch, name):
     reference, code = LIARS[name]
     if name != "silu":
-        monkeypatch.setattr("crossval.run.attribute", lambda *_, **__: None)
+        monkeypatch.setattr("crossval.run.cause_of", lambda *_, **__: None)
     lanes(liars.plan(reference, name=name))
     receipt = finished(tmp_path)
     assert exit_code(receipt) == code
