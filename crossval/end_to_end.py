@@ -9,7 +9,7 @@ further than that from the contract say nothing, and are left out where others s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,14 @@ class EndToEnd:
         return bool(self.judged.any())
 
     @property
+    def honest(self) -> bool:
+        """Whether the rung of logits would hold: the engine is as near to the contract as that is to itself."""
+        kind, head = self.oracle.numerics["activation"], self.oracle.numerics["head"]
+        middle = envelope.logits_median(kind, float(np.median(self.noise)))
+        extreme = envelope.logits_max(kind, head, float(self.noise.max()))
+        return middle.holds(float(np.median(self.contract))) and extreme.holds(float(self.contract.max()))
+
+    @property
     def decades(self) -> float:
         """How far the contract is from the engine over what can be reached, mean decades over judged positions."""
         return self.removed(self.reachable) if self.wrong else 0.0
@@ -114,16 +122,10 @@ class EndToEnd:
         error = float(gain.std() / np.sqrt(len(gain)))
         return float(gain.mean()) > max(2.0 * error, 1e-3)
 
-    @property
-    def first_wrong(self) -> Mapping[int, int]:
-        """By evaluation, the first judged position; those without one are absent."""
-        found, start = {}, 0
-        for i, evaluation in enumerate(self.evaluations):
-            odd = np.flatnonzero(self.judged[start : start + len(evaluation.ids)])
-            if odd.size:
-                found[i] = int(odd[0])
-            start += len(evaluation.ids)
-        return found
+    def first_wrong(self) -> set[int]:
+        """The first judged position of each evaluation that has one."""
+        ends = np.cumsum([len(e.ids) for e in self.evaluations])[:-1]
+        return {int(part.argmax()) for part in np.split(self.judged, ends) if part.any()}
 
     def factor(self, computed: Sequence[Float32]) -> float:
         """The number that logits have to be multiplied by to come nearest to the engine's."""

@@ -7,12 +7,11 @@ way that shrinks with the distance, until roundings flip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from crossval.catalogue import BY_NAME, PROJECTIONS, Hypothesis, hypothesis
-from crossval.end_to_end import EndToEnd
 from crossval.fits import COST_NUMBER, COST_TENSOR, rounded
 from reference.contract import PROJECTIONS as TENSORS
 from reference.oracle import Oracle
@@ -25,12 +24,17 @@ Score = Callable[[Hypothesis], float | None]
 _HALVINGS = 8
 
 
-def numbers(seen: EndToEnd) -> Iterator[Hypothesis]:
-    """Usual wrong values of every entry with a number. A position counted from elsewhere moves no logits: not tried."""
-    hyper = seen.oracle.hyper
+def numbers(oracle: Oracle, first_wrong: Iterable[int] = ()) -> Iterator[Hypothesis]:
+    """Usual wrong values of every entry with a number. A position counted from elsewhere moves no logits: not tried.
+
+    Args:
+        oracle: The contract.
+        first_wrong: Positions before which nothing is wrong, where they are known.
+    """
+    hyper = oracle.hyper
     for theta in (1e4, 1e5, 5e5, 1e6, 1e7):
         if not np.isclose(theta, hyper.rope_theta):
-            yield number("rope_theta_factor", theta / hyper.rope_theta, seen.oracle)
+            yield number("rope_theta_factor", theta / hyper.rope_theta, oracle)
     grids: dict[str, tuple[float, ...]] = {
         "rope_position_factor": (0.25, 0.5, 2.0, 4.0),
         "rms_eps": tuple(
@@ -52,10 +56,10 @@ def numbers(seen: EndToEnd) -> Iterator[Hypothesis]:
         "embedding_scale": (0.5, 2.0, *_roots(hyper.n_embd)),
     }
     for name, values in grids.items():
-        yield from (number(name, value, seen.oracle) for value in values)
-    first = set(seen.first_wrong.values()) - {0}
+        yield from (number(name, value, oracle) for value in values)
+    first = set(first_wrong) - {0}
     for name in ("window", "batch_rows"):  # both spare the first tokens, and as many as their number
-        yield from (number(name, value, seen.oracle) for value in sorted(first | {1, 2, 4, 8}))
+        yield from (number(name, value, oracle) for value in sorted(first | {1, 2, 4, 8}))
 
 
 def number(name: str, value: float, oracle: Oracle) -> Hypothesis:

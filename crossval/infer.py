@@ -270,7 +270,7 @@ def infer(
     singles = list(written())
     search.all_of(((h,) for h in singles), "single hypotheses")
     if not search.enough():
-        usual = list(guesses.numbers(seen))
+        usual = list(guesses.numbers(seen.oracle, seen.first_wrong()))
         search.all_of(((h,) for h in usual), "usual numbers")
         search.refine(*guesses.CONTINUOUS)
         singles += usual

@@ -14,7 +14,7 @@ import typer
 from bitnet.cli.groups import examples, group
 from bitnet.cli.options import Format, Output, Quiet
 from bitnet.errors import UsageError
-from crossval import commands
+from crossval import commands, infer_cli
 from crossval.commands import BITNET_CPP, COPIES, HF, MODELS, ONLY, RECORDINGS, THREADS, WORK
 from crossval.validate_lanes import ASIDE, NOTHING, WRONG, asked, climbed, code_of, typed
 
@@ -43,6 +43,10 @@ _command("crossval", f"bitnet validate crossval {_ORACLE} --receipt build/receip
 _command("record", f"bitnet validate record build/tiny.recording --model {_TINY} --only oracle --no-hf")(
     commands.record
 )
+_command(
+    "infer",
+    "bitnet validate infer fixtures/goldens/b158_a.p1.npz --model fixtures/goldens/b158_a.gguf",
+)(infer_cli.infer)
 _command("drift", "bitnet validate drift --sample 4 --out build/drift.json --work build/drift")(commands.drift)
 
 

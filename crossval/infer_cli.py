@@ -1,0 +1,147 @@
+"""`bitnet validate infer`: the cause of a defect from what an engine was seen to compute, without the engine.
+
+Importing this module imports the parser alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitnet.cli.options import Format, Output, Quiet
+from bitnet.errors import UsageError
+from crossval import commands
+from crossval.commands import MODELS
+from crossval.validate_lanes import WRONG
+
+if TYPE_CHECKING:
+    from crossval.infer import Inference
+    from crossval.infer_ids import Choice, IdsInference
+    from crossval.observed import Observed
+    from reference.oracle import Oracle
+
+#: Hypotheses that are listed for people among those that choose other tokens.
+_SHOWN = 8
+
+
+def infer(
+    observed: Annotated[Path, typer.Argument(help=".npz or .json: prompt_ids, and generated_ids or logits.")],
+    model: MODELS = None,
+    numerics: Annotated[
+        list[str] | None,
+        typer.Option(help="What the engine is known to round otherwise, as kv=f16; may be repeated."),
+    ] = None,
+    budget: Annotated[float, typer.Option(min=0.0, help="Seconds that the search may take.")] = 60.0,
+    quiet: Quiet = False,
+    output: Output = Format.human,
+) -> None:
+    """Name the cause of a defect from an engine's logits, or say which hypotheses choose its greedy ids.
+
+    The place is inferred, not observed: use explain where the engine shows its operations.
+
+    Exit codes: 0 nothing is wrong; 1 something is.
+    """
+    from bitnet.cli.output import document, progress
+    from crossval.engine import EngineRunner
+    from crossval.observed import read
+    from reference.oracle import Oracle
+
+    named = commands.models_of(model)
+    if len(named) != 1:
+        raise UsageError(f"{len(named)} models are named", where="--model", remedy="name one, or set BITNET_GGUF")
+    rounds = EngineRunner(named[0]).model.network.numerics.to_dict()
+    try:
+        oracle = Oracle(str(named[0]), numerics=rounds | dict(_pair(one) for one in numerics or ()))
+    except ValueError as error:
+        raise UsageError(str(error), where="--numerics") from error
+    seen = read(observed, oracle.n_vocab)
+    with progress("what", quiet=quiet) as bar:
+        task = bar.add_task("explaining", total=None, what="measuring the noise of the model")
+
+        def told(stage: str, done: int, total: int) -> None:
+            bar.update(task, what=stage, completed=done, total=total)
+
+        found = _searched(oracle, seen, budget, told)
+    sentence, wrong, fields = found
+    if output is Format.json:
+        about = {"file": str(observed), "model": str(named[0]), "numerics": dict(oracle.numerics)}
+        print(document("validate-infer-1", {**about, "wrong": wrong, "sentence": sentence, **fields}))
+    else:
+        print(f"{observed.name}: {sentence}.")
+        for choice in (fields["ids"] or {"differing": []})["differing"][:_SHOWN]:
+            near = ", a near-tie" if choice["near_tie"] else ""
+            print(f"  {choice['name']} does not: other from step {choice['equal']} of {choice['of']}{near}")
+    raise typer.Exit(WRONG if wrong else 0)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no name=value", where="--numerics", remedy="for example: --numerics kv=f16")
+    return name, value
+
+
+def _searched(oracle: Oracle, seen: Observed, budget: float, told: Any) -> tuple[str, bool, dict[str, Any]]:  # noqa: ANN401  # a progress function
+    from crossval.end_to_end import EndToEnd
+    from crossval.infer import infer as search
+    from crossval.infer_ids import infer_ids
+
+    evaluation = seen.evaluation()
+    if evaluation is None:
+        ids = infer_ids(oracle, seen.prompt_ids, seen.generated_ids, budget=budget, progress=told)
+        wrong = not (ids.contract.exact or ids.contract.near_tie)
+        return f"from greedy ids alone: {ids.sentence}", wrong, {"cause": None, "logits": None, "ids": _ids(ids)}
+    compared = EndToEnd(oracle, [evaluation])
+    if compared.honest:
+        fields = {"cause": None, "logits": None, "ids": None}
+        return "the logits are the contract's, as near as the model is to itself", False, fields
+    found = search(compared, budget=budget, progress=told)
+    cause = found.cause
+    said = cause.explanation
+    if cause.name:
+        said += f"; replaying with {cause.name} explains {cause.explained:.1%} of the difference"
+        said += f", next best {cause.runner_up} {cause.runner_up_explained:.1%}" if cause.runner_up else ""
+    plain = {
+        "name": cause.name,
+        "explained": cause.explained,
+        "runner_up": cause.runner_up,
+        "runner_up_explained": cause.runner_up_explained,
+        "explanation": cause.explanation,
+        "evidence": cause.evidence,
+        "touches": list(cause.touches),
+    }
+    return f"{said}; {cause.caveat}", True, {"cause": plain, "logits": _logits(found), "ids": None}
+
+
+def _logits(found: Inference) -> dict[str, Any]:
+    judged, of = found.positions
+    return {
+        "positions": of,
+        "judged": judged,
+        "decades": found.decades,
+        "above_noise": found.above_noise,
+        "equivalent": list(found.equivalent),
+        "tried": found.tried,
+        "complete": found.complete,
+    }
+
+
+def _ids(found: IdsInference) -> dict[str, Any]:
+    return {
+        "contract": _choice(found.contract),
+        "reproducing": [_choice(c) for c in found.reproducing],
+        "differing": [_choice(c) for c in found.differing],
+        "complete": found.complete,
+    }
+
+
+def _choice(one: Choice) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "explanation": one.explanation,
+        "equal": one.equal,
+        "of": one.of,
+        "near_tie": one.near_tie,
+    }
