@@ -226,7 +226,7 @@ def test_of_a_large_model_some_layers_are_enough(monkeypatch):
 def test_a_lane_of_a_large_model_is_explained_so(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("crossval.plan.LARGE_MODEL", 0)
-    monkeypatch.setattr("crossval.run.attribute", lambda *_, layers, **__: asked.append(layers))
+    monkeypatch.setattr("crossval.cause.attribute", lambda *_, layers, **__: asked.append(layers))
     lane = liars.climb(Liar(semantics=Semantics(activation="silu")), tmp_path)
     assert lane.located.tap == "ffn_act"
     assert asked == [range(2)]

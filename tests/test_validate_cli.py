@@ -15,17 +15,20 @@ from pathlib import Path
 
 import command_line
 import liars
+import numpy as np
 import pytest
 import typer
 
 from bitnet.cli import app as main_app
+from crossval.catalogue import BY_NAME, hypothesis
 from crossval.validate_cli import app
+from reference.oracle import Oracle
 from reference.process import ProcessRunner
-from reference.runner import ReferenceUnavailableError
+from reference.runner import ReferenceUnavailableError, Request
 from reference.semantics import Semantics
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("crossval", "record", "drift", "locate", "explain", "minimise", "tokens", "weights", "noise")
+NAMES = ("crossval", "record", "drift", "infer", "locate", "explain", "minimise", "tokens", "weights", "noise")
 HEAVY = ("numpy", "numba", "rich", "tokenizers", "gguf", "pandas", "httpx")
 
 
@@ -44,7 +47,7 @@ def call(tmp_path):
     """Runs `bitnet validate …` with its working folder set aside."""
 
     def run(*arguments):
-        places = () if arguments[0] in ("noise", "drift") else ("--work", tmp_path / "work", "--no-hf")
+        places = () if arguments[0] in ("noise", "drift", "infer") else ("--work", tmp_path / "work", "--no-hf")
         return command_line.run("validate", *arguments, *places)
 
     return run
@@ -198,6 +201,52 @@ def test_record_and_replay(call, tmp_path):
     assert replayed.code == 0, replayed.out + replayed.err
 
 
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    """Files of what an engine with SiLU computes on a prompt."""
+    hypotheses = [hypothesis(BY_NAME[name]) for name in ("activation=silu", "activation=gelu")]
+    monkeypatch.setattr("crossval.infer.written", lambda: hypotheses)
+    monkeypatch.setattr("crossval.infer_ids.written", lambda: hypotheses)
+    monkeypatch.setattr("crossval.infer_ids.numbers", lambda _: [])
+
+    def of(name, *, activation="silu", logits=True):
+        ids = (1, 45, 300, 7, 7, 19)
+        done = Oracle(str(liars.MODEL), semantics=Semantics(activation=activation)).run(Request(ids=ids, n_greedy=4))
+        fields = {"prompt_ids": ids, "generated_ids": done.generated}
+        np.savez(tmp_path / name, **fields, **({"logits": done.logits} if logits else {}))
+        return tmp_path / name
+
+    return of
+
+
+def test_infer_names_the_cause_of_logits(call, seen):
+    done = call("infer", seen("logits.npz"), "--model", liars.MODEL, "--format", "json")
+    assert done.code == 1, done.err
+    made = document(done)
+    assert (made["wrong"], made["cause"]["name"], made["cause"]["evidence"]) == (True, "activation=silu", "logits")
+    assert made["cause"]["touches"] == ["ffn_act"]
+    done = call("infer", seen("logits.npz"), "--model", liars.MODEL)
+    assert "computes SiLU in the feed-forward; replaying with activation=silu explains 100.0%" in done.out
+    assert "no operation was observed, the hypothesis touches ffn_act." in done.out
+
+
+def test_infer_lists_what_chooses_ids(call, seen):
+    done = call("infer", seen("ids.npz", logits=False), "--model", liars.MODEL)
+    assert done.code == 1, done.err
+    assert "from greedy ids alone: the contract chooses another token at step" in done.out
+    assert "choose exactly these tokens: activation=silu" in done.out
+    made = document(call("infer", seen("ids.npz", logits=False), "--model", liars.MODEL, "--format", "json"))
+    assert "activation=silu" in [choice["name"] for choice in made["ids"]["reproducing"]]
+
+
+def test_infer_says_so_where_nothing_is_wrong(call, seen):
+    for logits in (True, False):
+        path = seen("fine.npz", activation="relu2", logits=logits)
+        done = call("infer", path, "--model", liars.MODEL, "--format", "json")
+        assert done.code == 0, done.err
+        assert document(done)["wrong"] is False
+
+
 @pytest.mark.slow
 def test_drift(tmp_path):
     places = ("--out", tmp_path / "drift.json", "--work", tmp_path)
@@ -214,6 +263,10 @@ def test_drift(tmp_path):
         (("weights", "--model", liars.MODEL, "--only", "nonesuch"), 2, "no lane has 'nonesuch' in its name"),
         (("minimise", "--model", liars.MODEL, "--only", "b158"), 2, "lanes are meant where one must be"),
         (("noise",), 2, "0 models are named"),
+        (("infer", "absent.npz"), 2, "0 models are named"),
+        (("infer", "absent.npz", "--model", liars.MODEL), 2, "cannot be read"),
+        (("infer", "absent.npz", "--model", liars.MODEL, "--numerics", "kv"), 2, "no name=value"),
+        (("infer", "absent.npz", "--model", liars.MODEL, "--numerics", "kv=int3"), 2, "int3"),
     ],
 )
 def test_mistakes(call, arguments, code, message):
@@ -261,7 +314,7 @@ def test_the_examples_work(name, tmp_path, monkeypatch):
         arguments = shlex.split(line)
         assert arguments[:2] == ["bitnet", "validate"]
         done = command_line.run(*arguments[1:])
-        expected = {0, 1, 4} if "llama.cpp" in line else {0, 1} if name == "drift" else {0}
+        expected = {0, 1, 4} if "llama.cpp" in line else {0, 1} if name in ("drift", "infer") else {0}
         assert done.code in expected, (line, done.out, done.err)
         assert not re.search("Traceback|fault of this program", done.err)
 
