@@ -92,14 +92,9 @@ class EndToEnd:
         """What an engine that understands the file so computes, by evaluation."""
         return [variant.run(evaluation.request).logits for evaluation in self.evaluations]
 
-    def left(self, variant: Oracle, factor: float = 1.0) -> Float64:
-        """Relative L2 of a hypothesis to the engine by position, between `FLOOR` and `MOST`.
-
-        Args:
-            variant: The contract under the hypothesis.
-            factor: Its logits are multiplied by this.
-        """
-        return self.left_of([logits * np.float32(factor) for logits in self.logits(variant)])
+    def left(self, variant: Oracle) -> Float64:
+        """Relative L2 of a hypothesis to the engine by position, between `FLOOR` and `MOST`."""
+        return self.left_of(self.logits(variant))
 
     def left_of(self, computed: Sequence[Float32]) -> Float64:
         """The same of logits that were computed already."""
