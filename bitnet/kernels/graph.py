@@ -18,7 +18,7 @@ from numba import types
 
 from bitnet.kernels import attend, by_tokens, cpu, dot, ternary
 from bitnet.kernels.barrier import peek, take, wait
-from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.compile import device, inlined, kernel
 from bitnet.kernels.simd import intrinsic, round_f16
 
 #: Elements of `sizes`.
@@ -49,7 +49,7 @@ def _as_stored(typingctx: Any, store: Any, value: Any) -> Any:
     return store.dtype(store, types.float32), build
 
 
-@device
+@inlined
 def _share(n, thread, n_threads):
     """The part [begin, end) of n that a thread does."""
     return n * thread // n_threads, n * (thread + 1) // n_threads
@@ -75,7 +75,7 @@ def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, 
         wait(state, n_threads)
 
 
-@device
+@inlined
 def _take(v, counter, n_row_tile, n_token, n_threads):
     """An equal share of the row tiles that nobody has taken, counted on from block to block of tokens; maybe none."""
     n = n_row_tile * ternary.n_blocks(n_token)
@@ -85,14 +85,14 @@ def _take(v, counter, n_row_tile, n_token, n_threads):
     return begin, min(begin + size, n)
 
 
-@device
+@inlined
 def _within(begin, end, n_row_tile):
     """The block of tokens that a range begins in, and which row tiles of it it has."""
     block, first = divmod(begin, n_row_tile)
     return block, first, min(n_row_tile, first + end - begin)
 
 
-@device
+@inlined
 def _multiply(v, thread, matrix, begin, end, block, q, tables, scale, total, digits, sums, out):
     """Some row tiles of one product for a block of tokens."""
     address, shape, tensor_scale = matrix
@@ -106,7 +106,7 @@ def _multiply(v, thread, matrix, begin, end, block, q, tables, scale, total, dig
     )  # fmt: skip
 
 
-@device
+@inlined
 def _extent(v, begin, end, block, out):
     """The tokens and the rows of out that belong to row tiles of a block of tokens."""
     first = ternary.TOGETHER * block

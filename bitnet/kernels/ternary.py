@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet.kernels import by_tokens, dot, simd
-from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.compile import device, inlined, kernel
 
 _f32 = np.float32
 
@@ -40,13 +40,13 @@ _COLUMNS = 960
 DIGITS, SUMS = 32 * _COLUMNS, 32 * TOGETHER
 
 
-@device
+@inlined
 def _fetch_ahead(v, tiles, at):
     for line in range(0, dot.tile_bytes(v), 64):
         dot.prefetch(tiles, at + AHEAD + line)
 
 
-@device
+@inlined
 def _flush(v, partial, zero, sums, at):
     """Adds accumulators to sums in memory: in registers they would push out what the inner loop needs."""
     found = dot.flush(partial, dot.restore(zero, sums, at, dot.tile_rows(v)))
@@ -124,7 +124,7 @@ def _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums)
                     t += 1
 
 
-@device
+@inlined
 def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, inputs, at_input, input_stride, n_token, direct, digits, sums):
     """Sums of one row tile for up to `TOGETHER` tokens, to `sums[tile rows · t + row]`; how much digits exceed trits.
 
@@ -138,31 +138,31 @@ def row_tile_sums(v, tiles, at, n_tile, q, at_q, stride, inputs, at_input, input
     return dot.bias(v, dot.unpacked_one(v))
 
 
-@device
+@inlined
 def is_direct(n_token):
     """Whether so many tokens are multiplied with tiles as they are packed."""
     return n_token <= DIRECT
 
 
-@device
+@inlined
 def is_turned(v, n_token):
     """Whether there is a block of tokens that are done by tables of tokens."""
     return by_tokens.suits(v) and n_token > by_tokens.ENOUGH
 
 
-@device
+@inlined
 def n_blocks(n_token):
     """Blocks of `TOGETHER` tokens, the last of which may be smaller."""
     return (n_token + TOGETHER - 1) // TOGETHER
 
 
-@device
+@inlined
 def n_sums(v, n_token):
     """Elements of the second scratch array."""
     return by_tokens.SUMS if is_turned(v, n_token) else SUMS
 
 
-@device
+@inlined
 def inputs_shape(v, n_token, n_tile):
     """Rows and columns of what `prepare` writes; 0 columns where q itself is read."""
     if is_direct(n_token):
@@ -222,13 +222,13 @@ def multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, block,
     """The products of one block of tokens with some row tiles, as `ternary_int8_token`."""
     n_token, n_tile = q.shape[0], tiles.shape[1]
     flat, flat_q, flat_inputs, flat_out = tiles.reshape(-1), q.reshape(-1), inputs.reshape(-1), out.reshape(-1)
+    first = TOGETHER * block
     if n_token == 1:  # compiled for itself
         _row_tiles(
             v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
-            begin, end, 0, 1, is_direct(1), digits, sums, flat_out, out.shape[1],
+            begin, end, first, n_token, is_direct(n_token), digits, sums, flat_out, out.shape[1],
         )  # fmt: skip
         return
-    first = TOGETHER * block
     n = min(TOGETHER, n_token - first)
     if by_tokens.suits(v) and n > by_tokens.ENOUGH:
         by_tokens.multiply(
