@@ -109,17 +109,7 @@ def lane_fields(record: r.Lane) -> dict[str, Any]:
         "stopped_at": None if stop is None else stop.name,
         "why": "" if stop is None else stop.why,
         "blame": record.blame,
-        "cause": None
-        if cause is None
-        else {
-            "name": cause.name,
-            "explained": cause.explained,
-            "runner_up": cause.runner_up,
-            "runner_up_explained": cause.runner_up_explained,
-            "explanation": cause.explanation,
-            "evidence": cause.evidence,
-            "touches": list(cause.touches),
-        },
+        "cause": None if cause is None else cause_fields(cause),
         "agree": agree,
         "differ": differ,
     }
@@ -230,3 +220,16 @@ def _vote(record: r.Lane) -> list[str]:
     if record.blame == "engine":
         return [f"the odd one is this engine: the other {len(agree)} of {total} agree with each other"]
     return ["no majority says who is wrong"] if total else []
+
+
+def cause_fields(cause: r.Cause) -> dict[str, Any]:
+    """What the schemas of `validate explain` and `validate infer` hold of a cause."""
+    return {
+        "name": cause.name,
+        "explained": cause.explained,
+        "runner_up": cause.runner_up,
+        "runner_up_explained": cause.runner_up_explained,
+        "explanation": cause.explanation,
+        "evidence": cause.evidence,
+        "touches": list(cause.touches),
+    }

@@ -84,6 +84,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _searched(oracle: Oracle, seen: Observed, budget: float, told: Any) -> tuple[str, bool, dict[str, Any]]:  # noqa: ANN401  # a progress function
+    from crossval.answer import cause_fields
     from crossval.end_to_end import EndToEnd
     from crossval.infer import infer as search
     from crossval.infer_ids import infer_ids
@@ -103,16 +104,7 @@ def _searched(oracle: Oracle, seen: Observed, budget: float, told: Any) -> tuple
     if cause.name:
         said += f"; replaying with {cause.name} explains {cause.explained:.1%} of the difference"
         said += f", next best {cause.runner_up} {cause.runner_up_explained:.1%}" if cause.runner_up else ""
-    plain = {
-        "name": cause.name,
-        "explained": cause.explained,
-        "runner_up": cause.runner_up,
-        "runner_up_explained": cause.runner_up_explained,
-        "explanation": cause.explanation,
-        "evidence": cause.evidence,
-        "touches": list(cause.touches),
-    }
-    return f"{said}; {cause.caveat}", True, {"cause": plain, "logits": _logits(found), "ids": None}
+    return f"{said}; {cause.caveat}", True, {"cause": cause_fields(cause), "logits": _logits(found), "ids": None}
 
 
 def _logits(found: Inference) -> dict[str, Any]:
