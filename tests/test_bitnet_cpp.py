@@ -9,6 +9,7 @@ import pytest
 
 from crossval.metrics import difference
 from reference.bitnet_cpp import BitnetCpp
+from reference.bitnet_cpp_build import declared, find_tree
 from reference.llama_cpp_build import find_headers
 from reference.oracle import Oracle
 from reference.process import ProcessRunner
@@ -128,3 +129,33 @@ def test_a_real_bitnet_cpp_generates_what_was_recorded(name):
                 assert max(one.ratio for one in found) <= 1e-3
         for tensor in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight"):
             assert (runner.weights(tensor) == oracle.weights(tensor)).all()
+
+
+def built_as_the_recorded_one(info) -> bool:
+    """Whether compiler and instruction set are those of the recording: others sum in another order."""
+    libraries = find_tree(declared()).libraries
+    return "AVX512 = 1" in info.detail["system"] and any(b"clang version 14." in so.read_bytes() for so in libraries)
+
+
+@with_bitnet_cpp
+@pytest.mark.parametrize("name", golden_models.NAMES)
+def test_a_build_like_the_recorded_one_computes_the_recorded_bits(name):
+    recorded = golden_models.recorded(name)
+    kwargs = {"model": golden_models.model(name)}
+    with ProcessRunner("reference.bitnet_cpp:BitnetCpp", kwargs, timeout=300) as runner:
+        if not built_as_the_recorded_one(runner.info):
+            pytest.skip("the recording is of clang 14 and AVX-512; this build is another")
+        for prompt in recorded.prompts():
+            n = len(prompt.prompt_ids)
+            seen = runner.run(Request(ids=prompt.prompt_ids, n_greedy=len(prompt.generated_ids)))
+            assert seen.generated == prompt.generated_ids
+            for n_batch in (n, 1):
+                request = Request(ids=prompt.ids, n_batch=n_batch)
+                assert runner.run(request).logits.tobytes() == recorded.run(request).logits.tobytes()
+            if prompt.taps:
+                request = Request(ids=prompt.prompt_ids, taps=True)
+                seen, expected = runner.run(request).taps, recorded.run(request).taps
+                assert expected.keys() <= seen.keys()
+                assert all(seen[key].tobytes() == value.tobytes() for key, value in expected.items())
+        for text in recorded.texts():
+            assert runner.tokenize(text) == recorded.tokenize(text)
