@@ -119,11 +119,18 @@ def exponentials(x, out):
         simd.store_f32(out, i, simd64.narrow(simd64.exp_f64(simd64.widen(simd.load(x, i)))))
 
 
+@kernel
+def single_exponentials(x, out):
+    for i in range(x.size):
+        out[i] = np.float32(exp(np.float64(x[i])))
+
+
 def test_sixteen_exponentials_are_sixteen_times_one():
     special = [0.0, -0.0, -708.0, -708.1, -1e30, -np.inf, np.nan, -745.2, -87.3, 88.0]
     x = np.concatenate([special, -np.geomspace(1e-30, 800, 4086)]).astype(np.float32)
     out = np.empty_like(x)
     exponentials(x, out)
-    expected = np.array([np.float32(exp(float(v))) for v in x])
+    expected = np.empty_like(x)
+    single_exponentials(x, expected)
     assert np.array_equal(np.isnan(out), np.isnan(x))
     assert np.array_equal(out[~np.isnan(x)].view(np.int32), expected[~np.isnan(x)].view(np.int32))

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import extending, types
 from numpy.typing import NDArray
 
+from bitnet.kernels.compile import device
+
 intrinsic: Any = extending.intrinsic  # its stub asks callers for the typing context that numba supplies
-_inline: Any = numba.njit(error_model="numpy")
 
 #: Turns of about ten nanoseconds before a waiting thread offers its core to others.
 SPINS = 2000
@@ -116,19 +116,19 @@ def new_counter() -> NDArray[np.int64]:
     return new_counters()
 
 
-@_inline
+@device
 def peek(counter):
     """The next number of a counter, as it was a moment ago."""
     return _load(counter, 0)
 
 
-@_inline
+@device
 def take(counter, n):
     """The first of the next n numbers that no thread has taken."""
     return _fetch_add(counter, 0, n)
 
 
-@_inline
+@device
 def wait(state, n_threads):
     """Return when `n_threads` threads have called this; what each wrote before, all see after."""
     if n_threads == 1:

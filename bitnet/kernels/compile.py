@@ -50,10 +50,18 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call: it becomes part of each of them."""
+    """Compile a function that kernels alone call: it becomes part of each of them."""
     import numba
 
-    return numba.njit(**_SETTINGS)(function)
+    from bitnet.kernels.linking import PIPELINE
+
+    linked: dict[str, Any] = {} if PIPELINE is None else {"pipeline_class": PIPELINE, "no_cpython_wrapper": True}
+    return numba.njit(**_SETTINGS, **linked)(function)
+
+
+def within(kernel: Any) -> Any:
+    """A kernel as a function that other kernels call."""
+    return device(kernel.py_func)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

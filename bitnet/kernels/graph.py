@@ -18,13 +18,18 @@ from numba import types
 
 from bitnet.kernels import attend, by_tokens, cpu, dot, ternary
 from bitnet.kernels.barrier import peek, take, wait
-from bitnet.kernels.compile import device, inlined, kernel
+from bitnet.kernels.compile import device, inlined, kernel, within
 from bitnet.kernels.simd import intrinsic, round_f16
 
 #: Elements of `sizes`.
 HEAD_DIM, HALF_SPLIT, RELU2, ROUND_QUERY = range(4)
 #: Rows of `matrices`, `shapes` and `scales` of a layer.
 Q, K, V, O, GATE, UP, DOWN = range(7)  # noqa: E741  # the field's names
+
+_attention, _rms_norm, _quantise, _rotate, _relu2_gate, _silu_gate = map(
+    within,
+    (attend.attention, cpu.rms_norm, cpu.quantise_int8_token, cpu.rotate, cpu.relu2_gate, cpu.silu_gate),
+)
 
 
 @intrinsic
@@ -66,10 +71,10 @@ def _prepare(v, thread, n_threads, state, x, weight, eps, h, q, n_tile, inputs, 
         to = begin
     stop = to + end - begin
     if weight.size:
-        cpu.rms_norm(x[begin:end], weight, eps, h[to:stop])
-        cpu.quantise_int8_token(h[to:stop], q[to:stop], scale[to:stop], total[to:stop])
+        _rms_norm(x[begin:end], weight, eps, h[to:stop])
+        _quantise(h[to:stop], q[to:stop], scale[to:stop], total[to:stop])
     else:
-        cpu.quantise_int8_token(x[begin:end], q[to:stop], scale[to:stop], total[to:stop])
+        _quantise(x[begin:end], q[to:stop], scale[to:stop], total[to:stop])
     ternary.prepare(v, q, begin, end, n_token, n_tile, to, inputs)
     if n_token > 1:
         wait(state, n_threads)
@@ -129,9 +134,9 @@ def _gate(sizes, gate, up, extent, h):
         n = end - begin
         a, b = gate[t][begin:end].reshape((1, n)), up[t][begin:end].reshape((1, n))
         if sizes[RELU2]:
-            cpu.relu2_gate(a, b, h[t][begin:end].reshape((1, n)))
+            _relu2_gate(a, b, h[t][begin:end].reshape((1, n)))
         else:
-            cpu.silu_gate(a, b, h[t][begin:end].reshape((1, n)))
+            _silu_gate(a, b, h[t][begin:end].reshape((1, n)))
 
 
 @device
@@ -180,7 +185,7 @@ def _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entr
     begin, end = _share(q.shape[1] // width, thread, n_threads)
     for t in range(q.shape[0]):
         row = q[t][begin * width : end * width].reshape((1, (end - begin) * width))
-        cpu.rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
+        _rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
         if sizes[ROUND_QUERY]:
             for i in range(row.size):
                 row[0, i] = round_f16(row[0, i])
@@ -191,7 +196,7 @@ def _rotate_and_store(thread, n_threads, sizes, q, k, v, cos, sin, borders, entr
             page, slot = tables[s, entry // page_size], entry % page_size
             for head in range(begin, end):
                 row = k[t][head * width : (head + 1) * width].reshape((1, width))
-                cpu.rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
+                _rotate(row, cos[t : t + 1], sin[t : t + 1], width, sizes[HALF_SPLIT] == 1, row)
                 _store(keys, page, slot, head, row[0])
                 _store(values, page, slot, head, v[t][head * width : (head + 1) * width])
 
@@ -235,7 +240,7 @@ def layers(
         wait(state, n_threads)
         for i in range(entries.size):
             begin, end = borders[i], borders[i + 1]
-            attend.attention(
+            _attention(
                 q[begin:end], keys[il], values[il], pages[i], entries[i], attention_scale, round_probs[i],
                 first, last, kqv[begin:end],
             )  # fmt: skip

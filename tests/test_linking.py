@@ -1,0 +1,92 @@
+"""Parts of kernels are lowered and linked: the same results as functions that are compiled in full."""
+
+import numba
+import numpy as np
+import pytest
+
+from bitnet.kernels import compile as compiling
+from bitnet.kernels import linking
+
+
+def polynomial(x):
+    """Some arithmetic with a loop, a branch and a call of numpy."""
+    total = np.float32(0.0)
+    for i in range(x.size):
+        value = np.float32(x[i] * np.float32(1.25))
+        total += np.sqrt(value) if value > 0 else -value * value
+    return total
+
+
+def of(device):
+    inner = device(polynomial)
+
+    @device
+    def outer(x):
+        return inner(x) + np.float32(1.0)
+
+    @compiling.kernel
+    def whole(x, out):
+        out[0] = outer(x)
+        out[1] = inner(x[1:])
+
+    def run(x):
+        out = np.empty(2, np.float32)
+        whole(x, out)
+        return out
+
+    return inner, outer, run
+
+
+def test_this_numba_has_what_linking_overrides():
+    assert linking.PIPELINE is linking.LinkedCompiler
+
+
+def test_a_linked_function_gives_the_bits_of_a_compiled_one():
+    x = np.random.default_rng(0).normal(size=1001).astype(np.float32)
+    linked, compiled = of(compiling.device)[2](x), of(numba.njit(error_model="numpy"))[2](x)
+    assert np.array_equal(linked.view(np.int32), compiled.view(np.int32))
+    assert linked[0] != linked[1]
+
+
+def test_it_is_never_translated_by_itself():
+    inner, outer, run = of(compiling.device)
+    run(np.ones(4, np.float32))
+    for function in (inner, outer):
+        for result in function.overloads.values():
+            assert isinstance(result.library, linking.LinkedLibrary)
+            assert result.library.codegen._engine.get_function_address(result.fndesc.llvm_func_name) == 0
+
+
+def test_python_cannot_call_it():
+    inner, _, _ = of(compiling.device)
+    with pytest.raises(TypeError):
+        inner(np.ones(4, np.float32))
+
+
+def test_another_numba_compiles_in_full(monkeypatch):
+    monkeypatch.setattr(linking, "PIPELINE", None)
+    inner, _, run = of(compiling.device)
+    x = np.arange(4, dtype=np.float32)
+    assert run(x)[0] == inner(x) + 1
+    assert not any(isinstance(r.library, linking.LinkedLibrary) for r in inner.overloads.values())
+
+
+def test_a_kernel_is_a_part_of_another_by_a_name_of_its_own():
+    @compiling.kernel
+    def double(x, out):
+        for i in range(x.size):
+            out[i] = 2 * x[i]
+
+    part = compiling.within(double)
+
+    @compiling.kernel
+    def four_times(x, out):
+        part(x, out)
+        part(out, out)
+
+    x, out = np.arange(3.0), np.empty(3)
+    four_times(x, out)
+    assert out.tolist() == [0, 4, 8]
+    assert not double.overloads  # itself it was not compiled
+    double(x, out)
+    assert out.tolist() == [0, 2, 4]
