@@ -33,23 +33,28 @@ class CompiledLayers:
         first = matrices[0]
         self._padded = tuple(m.tiles.width for m in (first[graph.Q], first[graph.O], first[graph.DOWN]))
         self._most_tiles = max(t.data.shape[1] for t in self._tiles[0])  # along the columns
-        self._addresses = np.array([[t.data.ctypes.data for t in layer] for layer in self._tiles], np.int64)
-        self._shapes = np.array([[t.data.shape[:2] for t in layer] for layer in self._tiles], np.int64)
-        self._scales = np.array([[m.scale for m in layer] for layer in matrices], np.float32)
+        self._addresses = np.array([t.data.ctypes.data for layer in self._tiles for t in layer], np.int64)
+        self._shapes = np.array(
+            [[(*m.tiles.data.shape[:2], m.n_row) for m in layer] for layer in matrices], np.int64
+        ).reshape(-1)
+        self._scales = np.array([m.scale for layer in matrices for m in layer], np.float32)
         self._norms = [
-            np.stack([_vector(getattr(layer, name)) for layer in weights.layers])
+            np.concatenate([_vector(getattr(layer, name)) for layer in weights.layers])
             for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
         ]
-        c = config
-        self._sizes = np.array(
-            [
-                c.head_dim,
-                c.rope_style == "half_split",
-                c.activation == "relu2",
-                numerics.query == "f16",
-            ],
-            np.int64,
-        )
+        self._sizes = np.zeros(graph.N_SIZE, np.int64)
+        for index, value in {
+            graph.N_LAYER: config.n_layer,
+            graph.N_EMBD: config.n_embd,
+            graph.N_Q: config.n_q,
+            graph.N_KV: config.n_kv,
+            graph.N_FF: config.n_ff,
+            graph.HEAD_DIM: config.head_dim,
+            graph.HALF_SPLIT: config.rope_style == "half_split",
+            graph.RELU2: config.activation == "relu2",
+            graph.ROUND_QUERY: numerics.query == "f16",
+        }.items():
+            self._sizes[index] = value
         self._lock = Lock()
         self._uses: dict[KernelUse, tuple[int, int, int]] = {}  # calls, rows of one token, bytes
         for m in weights.projections():
@@ -61,7 +66,8 @@ class CompiledLayers:
             )
             calls, rows, n_bytes = self._uses.get(use, (0, 0, 0))
             self._uses[use] = calls + 1, rows + m.n_row, n_bytes + m.n_bytes
-        self._kept: list[NDArray[Any]] = []
+        self._kept: tuple[list[NDArray[Any]], int] = [], 0
+        self._kept_for = (0, 0)  # tokens and threads
 
     def run(self, x: Float32, cos: Float32, sin: Float32, segments: Sequence[Segment]) -> None:
         """All layers, in place: x [T, n_embd]."""
@@ -88,29 +94,33 @@ class CompiledLayers:
         round_probs: NDArray[np.bool_],
         n_threads: int,
     ) -> None:
+        from bitnet.kernels import barrier, graph
+
         pool = segments[0].cache.pool
+        scratch, table_bytes = self._scratch(len(x), n_threads)
+        sizes = self._sizes.copy()
+        _, sizes[graph.N_PAGE], _, sizes[graph.PAGE], _ = pool.keys.shape
+        sizes[graph.N_ENTRY], sizes[graph.TABLE_BYTES] = tables.shape[1], table_bytes
         arguments = (
-            self._sizes,
+            sizes,
             np.float32(self.config.rms_eps),
             np.float32(1.0 / math.sqrt(self.config.head_dim)),
             self._addresses,
             self._shapes,
             self._scales,
             *self._norms,
-            cos,
-            sin,
+            cos.reshape(-1),
+            sin.reshape(-1),
             np.array([*(s.begin for s in segments), len(x)], np.int64),
             np.array([s.cache.n_past for s in segments], np.int64),
             round_probs,
-            tables,
-            pool.keys,
-            pool.values,
-            *self._scratch(len(x), n_threads),
-            x,
+            tables.reshape(-1),
+            pool.keys.reshape(-1),
+            pool.values.reshape(-1),
+            *scratch,
+            x.reshape(-1),
         )
-        from bitnet.kernels import barrier, graph
-
-        state, counters = barrier.new_barrier(n_threads), barrier.new_counters(*self._addresses.shape)
+        state, counters = barrier.new_barrier(n_threads), barrier.new_counters(self._addresses.size)
         self.backend.together(
             lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments)
         )
@@ -127,19 +137,21 @@ class CompiledLayers:
             return -(-n_token // by_tokens.BLOCK) * by_tokens.BLOCK, tile.columns * self._most_tiles
         return rows, 0
 
-    def _scratch(self, n_token: int, n_threads: int) -> list[NDArray[Any]]:
-        """Room for all intermediates; that of the last pass again, if it had as many tokens."""
-        if self._kept and len(self._kept[-1]) == n_token and len(self._kept[0]) == max(n_token, n_threads):
+    def _scratch(self, n_token: int, n_threads: int) -> tuple[list[NDArray[Any]], int]:
+        """Room for all intermediates, the last pass's if it had as many tokens; and the bytes of a token's tables."""
+        if self._kept_for == (n_token, n_threads):
             return self._kept
         c = self.config
         rows = max(n_token, n_threads)
         made: list[NDArray[Any]] = []
         for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
             made += [aligned((rows, n), np.float32), aligned((rows, padded), np.int8, zeros=True)]
-        made.append(aligned(self._inputs_shape(n_token, rows), np.int8))
+        inputs = self._inputs_shape(n_token, rows)
+        made.append(aligned(inputs, np.int8))
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
-        self._kept = [*made, *(aligned((n_token, n), np.float32) for n in widths)]
+        made += [aligned((n_token, n), np.float32) for n in widths]
+        self._kept, self._kept_for = ([a.reshape(-1) for a in made], inputs[1]), (n_token, n_threads)
         return self._kept
 
 

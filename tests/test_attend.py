@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitnet.kernels import attend, simd, simd64
+from bitnet.kernels import attend, scalars, simd, simd64
 from bitnet.kernels.compile import kernel
 from bitnet.kernels.cpu import exp
 
@@ -39,7 +39,7 @@ def naive(q, keys, values, pages, start, scale, round_probs, out):
             inverse = np.float32(1.0 / total)
             for j in range(seen):
                 p = np.float32(probs[j] * inverse)
-                p = simd.round_f16(p) if round_probs else p
+                p = scalars.round_f16(p) if round_probs else p
                 at = ((np.int64(pages[j // size]) * n_kv + h // (n_head // n_kv)) * size + j % size) * width
                 for i in range(0, width, 16):
                     v, lane = simd.load(flat_v, at + i), lanes[j % 16]

@@ -59,22 +59,23 @@ def test_threads_without_a_core_of_their_own_yield_at_once():
 
 
 @kernel
-def take_all(counter, n, taken):
+def take_all(counter, at, n, taken):
     """How often each of the numbers below the size of `taken` was given to this thread."""
-    first = barrier.take(counter, n)
+    first = barrier.take(counter, at, n)
     while first < taken.size:
         for i in range(first, min(first + n, taken.size)):
             taken[i] += 1
-        first = barrier.take(counter, n)
+        first = barrier.take(counter, at, n)
 
 
 def test_every_number_is_taken_once():
     taken = np.zeros((4, 100_003), np.int64)
-    take_all(barrier.new_counter(), 7, np.zeros(1, np.int64))  # compiled before anybody counts
-    counter = barrier.new_counter()
-    threads = [threading.Thread(target=take_all, args=(counter, 7, mine), daemon=True) for mine in taken]
+    take_all(barrier.new_counter(), 0, 7, np.zeros(1, np.int64))  # compiled before anybody counts
+    counter, at = barrier.new_counters(3), 2 * barrier.COUNTER
+    threads = [threading.Thread(target=take_all, args=(counter, at, 7, mine), daemon=True) for mine in taken]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
     assert (taken.sum(axis=0) == 1).all()
+    assert not np.delete(counter, at).any()

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from bitnet.kernels import simd
+from bitnet.kernels import scalars, simd
 
 
 @numba.njit
@@ -30,25 +30,13 @@ def fused(a, b, c, out):
     simd.store_f32(out, 0, simd.fma_f32(simd.load(a, 0), simd.load(b, 0), simd.load(c, 0)))
     simd.store_f32(out, 16, simd.splat_f32(a[3]))
     for i in range(16):
-        out[32 + i] = simd.fma32(a[i], b[i], c[i])
-
-
-@numba.njit
-def rounded(x, halves, whole):
-    for i in range(x.size):
-        halves[i] = simd.round_f16(x[i])
-        whole[i] = simd.round_even(x[i])
+        out[32 + i] = scalars.fma32(a[i], b[i], c[i])
 
 
 @numba.njit
 def dots(codes, at, q, at_q, a, b):
     ternary = simd.sum_i32(simd.add_ternary128(simd.zero_i32(), codes, at, q, at_q))
     return ternary, simd.sum_i32(simd.add_int8(simd.zero_i32(), a, 1, b, 2))
-
-
-@numba.njit
-def scalars(a, b, c, bits):
-    return simd.fma(a, b, c), simd.float_of_bits(bits)
 
 
 def test_every_half_and_every_bfloat_loads_exactly():
@@ -94,26 +82,6 @@ def test_multiply_add_is_rounded_once():
     assert (out[16:32] == a[3]).all()
     assert any(exact)
     assert not (a * b + c).any()  # rounded twice: the liar that this test catches
-
-
-def test_scalar_multiply_add_and_bits():
-    x = 1 + 2.0**-52
-    fma, two = scalars(x, x, -(x * x), 0x4000000000000000)
-    assert fma == 2.0**-104
-    assert two == 2.0
-
-
-def test_rounding_is_half_to_even_everywhere():
-    ties = np.concatenate([np.arange(-130, 130) + 0.5, [0.49999997, 2.0**23 + 1, -0.0, np.inf, -np.inf, np.nan]])
-    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
-    between = (halves[:-1] + halves[1:]) / 2  # exactly between two neighbours of binary16, subnormals included
-    near = [np.nextafter(between.astype(np.float32), np.float32(s)) for s in (-np.inf, np.inf)]
-    x = np.concatenate([ties, between, *near, [65519.0, 65520.0, 1e-8]]).astype(np.float32)
-    out, whole = np.empty_like(x), np.empty_like(x)
-    rounded(x, out, whole)
-    with np.errstate(over="ignore"):
-        assert np.array_equal(out, x.astype(np.float16).astype(np.float32), equal_nan=True)
-    assert np.array_equal(whole, np.rint(x), equal_nan=True)
 
 
 @pytest.mark.parametrize("extreme", [None, (2, -128), (2, 127), (0, -128)])

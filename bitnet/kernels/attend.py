@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet.kernels import head as rows
-from bitnet.kernels import simd, simd64
+from bitnet.kernels import scalars, simd, simd64
+from bitnet.kernels.arrays import part
 from bitnet.kernels.compile import device, kernel
 
 _f32 = np.float32
@@ -22,14 +23,14 @@ TOKENS = 4
 
 
 @device
-def find_rows(pages, n_kv, size, kv, seen, groups):
-    """Where every sixteen entries of a key-value head begin, in rows of a layer's keys, to groups[entry // 16]."""
-    g = 0
-    for page in pages[: (seen + size - 1) // size]:
-        row = (np.int64(page) * n_kv + kv) * size
-        for slot in range(0, size, 16):
-            groups[g] = row + slot
-            g += 1
+def find_rows(pages, at, first, n_kv, size, kv, seen, groups):
+    """Where every sixteen entries of a key-value head begin, in rows of the keys, to groups[entry // 16].
+
+    pages[at:] are the sequence's, counted from row `first` on.
+    """
+    for entry in range(0, seen, 16):
+        page = np.int64(pages[at + entry // size])
+        groups[entry // 16] = first + (page * n_kv + kv) * size + entry % size
 
 
 @device
@@ -93,21 +94,22 @@ def _exponentials(probs, at, seen, scale):
 @device
 def _divide(probs, at, seen, total, round_probs):
     """Exponentials to probabilities."""
-    inverse = _f32(1.0 / total)
-    for j in range(at, at + seen):
-        probs[j] = probs[j] * inverse
+    inverse, row = _f32(1.0 / total), part(probs, at, seen)
+    for j in range(seen):
+        row[j] = row[j] * inverse
     if round_probs:
-        for j in range(at, at + seen):
-            probs[j] = simd.round_f16(probs[j])
+        for j in range(seen):
+            row[j] = scalars.round_f16(row[j])
 
 
 @device
-def _softmax(probs, n, stride, seen, scale, round_probs):
+def _softmax(probs, at_probs, n, stride, seen, scale, round_probs):
     """Products of n heads to probabilities, in place; up to fifteen numbers after them are overwritten."""
     for h in range(n):
-        _exponentials(probs, h * stride, seen, scale)
+        _exponentials(probs, at_probs + h * stride, seen, scale)
     fours = n // 4 * 4
-    for at in range(0, fours * stride, 4 * stride):  # four sums at once: an addition waits for the one before
+    for h in range(0, fours, 4):  # four sums at once: an addition waits for the one before
+        at = at_probs + h * stride
         a, b, c, d = 0.0, 0.0, 0.0, 0.0
         for j in range(at, at + seen):
             a += np.float64(probs[j])
@@ -119,10 +121,10 @@ def _softmax(probs, n, stride, seen, scale, round_probs):
         _divide(probs, at + 2 * stride, seen, c, round_probs)
         _divide(probs, at + 3 * stride, seen, d, round_probs)
     for h in range(fours, n):
-        total = 0.0
-        for j in range(h * stride, h * stride + seen):
+        total, at = 0.0, at_probs + h * stride
+        for j in range(at, at + seen):
             total += np.float64(probs[j])
-        _divide(probs, h * stride, seen, total, round_probs)
+        _divide(probs, at, seen, total, round_probs)
 
 
 @device
@@ -172,18 +174,48 @@ def _fold(sums, at, out, to):
 
 
 @device
-def _values(turned, n_group, width, n, seen, probs, stride, sums, out, at_out):
+def _values(turned, n_group, width, n, seen, probs, at_probs, stride, sums, out, at_out):
     """The results of n heads for one token; sums: scratch, 256 · n."""
     fours = n // 4 * 4
     for column in range(0, width, 16):
         for lane in range(16):
             at_v, count = (column + lane) * n_group * 16, (seen - lane + 15) // 16
             for h in range(0, fours, 4):
-                _four_heads(turned, at_v, count, probs, h * stride + lane, stride, sums, 16 * lane + 256 * h)
+                at = at_probs + h * stride + lane
+                _four_heads(turned, at_v, count, probs, at, stride, sums, 16 * lane + 256 * h)
             for h in range(fours, n):
-                _one_head(turned, at_v, count, probs, h * stride + lane, sums, 16 * lane + 256 * h)
+                _one_head(turned, at_v, count, probs, at_probs + h * stride + lane, sums, 16 * lane + 256 * h)
         for h in range(n):
             _fold(sums, 256 * h, out, at_out + h * width + column)
+
+
+@device
+def heads(
+    q, at_q, n_token, n_head, keys, values, first_row, n_kv, size, width, pages, at_pages, start, scale, round_probs,
+    head, end, out,
+):  # fmt: skip
+    """`attention` in flat arrays: tokens from q[at_q] and out[at_q] on, a layer's keys and values from a row on."""
+    group = n_head // n_kv
+    n_seen = start + n_token
+    n_group = (n_seen + 15) // 16
+    probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
+    sums, turned = np.empty(256 * group, np.float32), np.empty(16 * n_group * width, np.float32)
+    groups = np.empty(n_group, np.int64)
+    next_token = n_head * width
+    for kv in range(head // group, (end + group - 1) // group):
+        find_rows(pages, at_pages, first_row, n_kv, size, kv, n_seen, groups)
+        _turn(values, groups, width, n_seen, turned)
+        first, last = max(head, kv * group), min(end, (kv + 1) * group)
+        n = last - first
+        for begin in range(0, n_token, TOKENS):
+            together = min(TOKENS, n_token - begin)
+            seen, at = start + begin + together, at_q + begin * next_token + first * width
+            stride = (seen + 31) // 16 * 16
+            _scores(q, keys, groups, width, n, at, next_token, together, seen, probs, stride)
+            for t in range(together):
+                mine, seen = t * n * stride, start + begin + t + 1
+                _softmax(probs, mine, n, stride, seen, scale, round_probs)
+                _values(turned, n_group, width, n, seen, probs, mine, stride, sums, out, at + t * next_token)
 
 
 @kernel
@@ -194,26 +226,7 @@ def attention(q, keys, values, pages, start, scale, round_probs, head, end, out)
     j % page of pages[j // page]; a page holds a multiple of sixteen.
     """
     _, n_kv, size, width = keys.shape
-    n_token = q.shape[0]
-    n_head = q.shape[1] // width
-    group = n_head // n_kv
-    flat_q, flat_k, flat_v, flat_out = q.reshape(-1), keys.reshape(-1), values.reshape(-1), out.reshape(-1)
-    n_seen = start + n_token
-    n_group = (n_seen + 15) // 16
-    probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
-    sums, turned = np.empty(256 * group, np.float32), np.empty(16 * n_group * width, np.float32)
-    groups = np.empty(pages.size * (size // 16), np.int64)
-    for kv in range(head // group, (end + group - 1) // group):
-        find_rows(pages, n_kv, size, kv, n_seen, groups)
-        _turn(flat_v, groups, width, n_seen, turned)
-        first, last = max(head, kv * group), min(end, (kv + 1) * group)
-        n = last - first
-        for begin in range(0, n_token, TOKENS):
-            together = min(TOKENS, n_token - begin)
-            seen, at = start + begin + together, (begin * n_head + first) * width
-            stride = (seen + 31) // 16 * 16
-            _scores(flat_q, flat_k, groups, width, n, at, q.shape[1], together, seen, probs, stride)
-            for t in range(together):
-                mine, seen = probs[t * n * stride :], start + begin + t + 1
-                _softmax(mine, n, stride, seen, scale, round_probs)
-                _values(turned, n_group, width, n, seen, mine, stride, sums, flat_out, at + t * q.shape[1])
+    heads(
+        q.reshape(-1), 0, q.shape[0], q.shape[1] // width, keys.reshape(-1), values.reshape(-1), 0, n_kv, size, width,
+        pages, 0, start, scale, round_probs, head, end, out.reshape(-1),
+    )  # fmt: skip

@@ -106,26 +106,30 @@ def _yield(typingctx: Any) -> Any:
     return types.void(), build
 
 
-def new_counters(*shape: int) -> NDArray[np.int64]:
-    """[*shape, 16], along the last axis what `take` counts with, at 0, two cache lines apart."""
-    return np.zeros((*shape, 16), np.int64)
+#: Elements between two counters: as far apart as two cache lines.
+COUNTER = 16
+
+
+def new_counters(n: int) -> NDArray[np.int64]:
+    """What `take` counts with, n · `COUNTER` elements, at 0."""
+    return np.zeros(n * COUNTER, np.int64)
 
 
 def new_counter() -> NDArray[np.int64]:
     """One of them."""
-    return new_counters()
+    return new_counters(1)
 
 
 @device
-def peek(counter):
-    """The next number of a counter, as it was a moment ago."""
-    return _load(counter, 0)
+def peek(counters, at):
+    """The next number of the counter at an element, as it was a moment ago."""
+    return _load(counters, at)
 
 
 @device
-def take(counter, n):
-    """The first of the next n numbers that no thread has taken."""
-    return _fetch_add(counter, 0, n)
+def take(counters, at, n):
+    """The first of the next n numbers of the counter that no thread has taken."""
+    return _fetch_add(counters, at, n)
 
 
 @device

@@ -14,7 +14,7 @@ int16 sums, 128 bytes a row, come and go through the second-level cache. Tokens 
     turned       [blocks of 64 tokens, columns of all tiles, 64] int8
     tables       [8, 27, 64] int16, entry t0 + 3·t1 + 9·t2 + 13 of the trits t; in `digits`, with a tile's entries
     entries      [8, 32] uint8, the combinations of a tile's eight times three columns and 32 rows
-    parts        [rows, 64] int16, at the end of `sums`
+    parts        [rows, 64] int16, at the end of `sums`; when they are done with, the tokens' scales
     sums         [rows, 64] int32
 """
 
@@ -26,7 +26,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from bitnet.kernels import dot
+from bitnet.kernels import dot, scalars
+from bitnet.kernels.arrays import part
 from bitnet.kernels.compile import device
 from bitnet.kernels.lookup import LOOKUPS, Lookup
 from bitnet.kernels.simd import intrinsic
@@ -150,29 +151,30 @@ def _flush(typingctx: Any, sums: Any, part: Any, to: Any) -> Any:
 
 
 @intrinsic
-def _scale(typingctx: Any, sums: Any, at: Any, scale: Any, at_scale: Any, tensor_scale: Any) -> Any:
-    """Sixteen int32 from byte `at` become float32 in their place: ÷ the tokens' scales × the tensor's."""
+def _scale(typingctx: Any, sums: Any, at: Any, at_scale: Any, tensor_scale: Any) -> Any:
+    """Sixteen int32 from byte `at` become float32 in their place: ÷ the scales from byte `at_scale` × the tensor's."""
 
     def build(context: Any, b: Any, signature: Any, args: Any) -> Any:
         target = _bytes(context, b, signature.args[0], args[0], args[1])
-        scales = load(b, _bytes(context, b, signature.args[2], args[2], args[3]), 0, _F32X16)
-        factor = b.insert_element(ir.Constant(_F32X16, ir.Undefined), args[4], ir.Constant(ir.IntType(32), 0))
+        scales = load(b, _bytes(context, b, signature.args[0], args[0], args[2]), 0, _F32X16)
+        factor = b.insert_element(ir.Constant(_F32X16, ir.Undefined), args[3], ir.Constant(ir.IntType(32), 0))
         factor = b.shuffle_vector(factor, factor, ir.Constant(_I32X16, [0] * 16))
         found = b.sitofp(load(b, target, 0, _I32X16), _F32X16)
         store(b, b.fmul(b.fdiv(found, scales), factor), target, 0)
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp, scale, types.intp, types.float32), build
+    return types.void(sums, types.intp, types.intp, types.float32), build
 
 
 @device
 def turn(q, begin, end, n_tile, turned):
-    """Tokens [begin, end) of q [T, columns of all tiles] to their places in turned, flat."""
+    """Tokens [begin, end) of q [T, columns of all tiles] to their places in turned; both flat."""
     for tile in range(n_tile):
         for t in range(begin, end):
-            to = (t // BLOCK * n_tile + tile) * _COLUMNS * BLOCK + t % BLOCK
+            codes = part(q, (t * n_tile + tile) * _COLUMNS, _COLUMNS)
+            to = part(turned, (t // BLOCK * n_tile + tile) * _COLUMNS * BLOCK + t % BLOCK, _COLUMNS * BLOCK)
             for c in range(_COLUMNS):
-                turned[to + BLOCK * c] = q[t, _COLUMNS * tile + c]
+                to[BLOCK * c] = codes[c]
 
 
 @device
@@ -194,20 +196,21 @@ def _tile_sums(v, tiles, at, stride, row_tiles, turned, at_turned, digits, sums,
 
 
 @device
-def _write(sums, scale, tensor_scale, first, n_token, row, n_row, out, n_out):
-    """Results of rows [row, row + n_row) and tokens [first, first + n_token), sixteen rows at a time."""
-    scales = np.ones(BLOCK, _f32)
-    for t in range(n_token):
-        scales[t] = scale[first + t]
+def _write(sums, scales, scale, tensor_scale, first, n_token, row, n_row, out, n_out):
+    """Results of rows [row, row + n_row) and tokens [first, first + n_token), sixteen rows at a time.
+
+    sums[scales:] is free.
+    """
+    for t in range(BLOCK):
+        sums[scales + t] = scalars.bits_of_float(scale[first + t] if t < n_token else _f32(1.0))
     for at in range(0, 4 * BLOCK * n_row, 64):
-        _scale(sums, at, scales, at % (4 * BLOCK), tensor_scale)
-    found = sums.view(_f32)
+        _scale(sums, at, 4 * scales + at % (4 * BLOCK), tensor_scale)
     for r in range(0, n_row, 16):
         n = min(16, n_row - r)
         for t in range(n_token):
-            to = n_out * (first + t) + row + r
+            to, found = part(out, n_out * (first + t) + row + r, n), part(sums, BLOCK * r + t, BLOCK * n)
             for i in range(n):
-                out[to + i] = found[BLOCK * (r + i) + t]
+                to[i] = scalars.float32_of_bits(found[BLOCK * i])
 
 
 @device
@@ -220,7 +223,8 @@ def multiply(v, tiles, n_tile, turned, scale, tensor_scale, begin, end, first, n
     for begin_here in range(begin, end, ROW_TILES):
         row_tiles = min(ROW_TILES, end - begin_here)
         parts = 4 * BLOCK * _ROWS * row_tiles
-        sums[: (parts + parts // 2) // 4] = 0
+        for i in range((parts + parts // 2) // 4):
+            sums[i] = 0
         for tile in range(n_tile):
             _tile_sums(
                 v, tiles, stride * begin_here + dot.tile_bytes(v) * tile, stride, row_tiles,
@@ -231,4 +235,4 @@ def multiply(v, tiles, n_tile, turned, scale, tensor_scale, begin, end, first, n
                     _flush(sums, parts + at, 2 * at)
         row = _ROWS * begin_here
         n_row = min(_ROWS * row_tiles, n_out - row)
-        _write(sums, scale, tensor_scale, first, n_token, row, n_row, out, n_out)
+        _write(sums, parts // 4, scale, tensor_scale, first, n_token, row, n_row, out, n_out)

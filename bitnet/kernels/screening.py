@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 
-from bitnet.kernels import dot, planes, simd, simd64
+from bitnet.kernels import dot, planes, scalars, simd, simd64
 from bitnet.kernels.barrier import new_counter, take
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.head import dense_row
@@ -121,7 +121,7 @@ def quantise_rows(weight, row, end, high, low, scale, coarse, error, norm):
         s = largest / most
         inverse = most / largest if largest > _f32(1e-30) else _f32(0.0)  # else codes are 0, the error is all
         for i in range(n):
-            codes[i] = np.int8(min(max(simd.round_even(values[i] * inverse), -most), most))
+            codes[i] = np.int8(min(max(scalars.round_even(values[i] * inverse), -most), most))
         _pack(codes, high[r], low[r])
         squares, coarse_squares = np.int64(0), np.int64(0)
         for i in range(n):
@@ -237,7 +237,7 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
     flat, flat_q, flat_sums = high.reshape(-1), q.reshape(-1), sums.reshape(-1)
     centre, upper = np.empty(_SHARED_ROWS), np.empty(_SHARED_ROWS)
     values[:], rows[:] = -np.inf, 0
-    row = take(counter, _TAKEN_ROWS)
+    row = take(counter, 0, _TAKEN_ROWS)
     while row < n_row:
         for first in range(row, min(row + _TAKEN_ROWS, n_row), _SHARED_ROWS):
             last = min(first + _SHARED_ROWS, n_row)
@@ -260,7 +260,7 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
                 k = counts[t]
                 _bounds(sums[t], scale, coarse, norm, total[t], constants[t], first, last, centre, upper)
                 _look(centre, upper, first, last, highest[t], values[t, :k], rows[t, :k])
-        row = take(counter, _TAKEN_ROWS)
+        row = take(counter, 0, _TAKEN_ROWS)
 
 
 @kernel
@@ -299,7 +299,7 @@ def refine(
     one, centre, upper = np.empty(1, np.int32), np.empty(BLOCK), np.empty(BLOCK)
     read = np.empty(_TAKEN_BLOCKS * BLOCK, np.int64)
     n_read, n_kept = 0, 0
-    taken = take(counter, _TAKEN_BLOCKS)
+    taken = take(counter, 0, _TAKEN_BLOCKS)
     while taken < blocks.size:
         n = 0
         for b in range(taken, min(taken + _TAKEN_BLOCKS, blocks.size)):
@@ -327,5 +327,5 @@ def refine(
             kept[n_kept] = r
             n_kept += not _f64(product) * (step * _f64(scale[r])) + margin < least
         n_read += n
-        taken = take(counter, _TAKEN_BLOCKS)
+        taken = take(counter, 0, _TAKEN_BLOCKS)
     found[0], found[1] = n_read, n_kept

@@ -24,6 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitnet.kernels import by_tokens, dot, simd
+from bitnet.kernels.arrays import part
 from bitnet.kernels.compile import device, inlined, kernel
 
 _f32 = np.float32
@@ -102,7 +103,8 @@ def _unpacked_rows(v, zero, digits, at, n_tile, q, at_q, stride, sums, to):
 def _unpacked_sums(v, tiles, at, n_tile, q, at_q, stride, n_token, digits, sums):
     n_row, columns = dot.tile_rows(v), dot.columns(v)
     chunk = _COLUMNS // columns
-    sums[: n_row * n_token] = 0
+    for i in range(n_row * n_token):
+        sums[i] = 0
     for first in range(0, n_tile, chunk):
         n = min(chunk, n_tile - first)
         for tile in range(n):
@@ -180,65 +182,68 @@ def fill_tables(v, q, at, n_tile, tables, to):
 
 
 @device
-def prepare(v, q, begin, end, n_token, n_tile, row, inputs):
-    """The inputs of tokens [begin, end) of n_token: codes from row `row` of q on; tables to the same rows of inputs."""
-    flat_q, flat = q.reshape(-1), inputs.reshape(-1)
+def prepare(v, q, begin, end, n_token, n_tile, row, inputs, stride):
+    """The inputs of tokens [begin, end) of n_token: codes from row `row` of q on; tables to the same rows of inputs.
+
+    Both are flat; a row of q is as wide as its tiles, one of inputs is `stride` bytes.
+    """
     if is_direct(n_token):
         if dot.table_bytes(v):
             for t in range(row, row + end - begin):
-                fill_tables(v, flat_q, t * q.shape[1], n_tile, flat, t * inputs.shape[1])
+                fill_tables(v, q, t * n_tile * dot.columns(v), n_tile, inputs, t * stride)
     elif is_turned(v, n_token):
-        by_tokens.turn(q, begin, end, n_tile, flat)
+        by_tokens.turn(q, begin, end, n_tile, inputs)
 
 
 @device
 def _scaled(sums, at, total, scale, tensor_scale, out, to, n):
     """The first n results of one token and one row tile: (sum − total) ÷ the token's scale × the tensor's."""
+    row, found = part(sums, at, n), part(out, to, n)
     for r in range(n):
-        out[to + r] = _f32(_f32(np.int32(sums[at + r] - total)) / scale) * tensor_scale
+        found[r] = _f32(_f32(np.int32(row[r] - total)) / scale) * tensor_scale
 
 
 @device
 def _row_tiles(
-    v, tiles, n_tile, q, stride, inputs, input_stride, total, scale, tensor_scale, begin, end, first, n_token, direct,
-    digits, sums, out, n_out,
+    v, tiles, n_tile, q, inputs, stride, total, scale, row, tensor_scale, begin, end, first, n_token, direct, digits,
+    sums, out, n_out,
 ):  # fmt: skip
-    """The products of some row tiles and up to `TOGETHER` tokens; arrays are flat."""
-    n_row = dot.tile_rows(v)
+    """The products of some row tiles and up to `TOGETHER` tokens."""
+    n_row, width = dot.tile_rows(v), n_tile * dot.columns(v)
     for tile_row in range(begin, end):
         at = tile_row * n_tile * dot.tile_bytes(v)
         bias = row_tile_sums(
-            v, tiles, at, n_tile, q, first * stride, stride, inputs, first * input_stride, input_stride, n_token,
+            v, tiles, at, n_tile, q, (row + first) * width, width, inputs, (row + first) * stride, stride, n_token,
             direct, digits, sums,
         )  # fmt: skip
         rows = min(n_row, n_out - n_row * tile_row)
         for t in range(first, first + n_token):
-            to = n_out * t + n_row * tile_row
-            _scaled(sums, n_row * (t - first), np.int32(bias * total[t]), scale[t], tensor_scale, out, to, rows)
+            to, less = n_out * t + n_row * tile_row, np.int32(bias * total[row + t])
+            _scaled(sums, n_row * (t - first), less, scale[row + t], tensor_scale, out, to, rows)
 
 
 @device
-def multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, block, digits, sums, out):
-    """The products of one block of tokens with some row tiles, as `ternary_int8_token`."""
-    n_token, n_tile = q.shape[0], tiles.shape[1]
-    flat, flat_q, flat_inputs, flat_out = tiles.reshape(-1), q.reshape(-1), inputs.reshape(-1), out.reshape(-1)
+def multiply(
+    v, tiles, n_tile, n_token, q, inputs, stride, total, scale, row, tensor_scale, begin, end, block, digits, sums, out,
+    n_out,
+):  # fmt: skip
+    """The products of one block of n_token tokens with some row tiles, as `ternary_int8_token`; arrays are flat.
+
+    Tokens are rows `row` and on of q, total, scale and the tables, and 0 and on of out.
+    """
     first = TOGETHER * block
-    if n_token == 1:  # compiled for itself
-        _row_tiles(
-            v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
-            begin, end, first, n_token, is_direct(n_token), digits, sums, flat_out, out.shape[1],
-        )  # fmt: skip
-        return
     n = min(TOGETHER, n_token - first)
     if by_tokens.suits(v) and n > by_tokens.ENOUGH:
         by_tokens.multiply(
-            v, flat, n_tile, flat_inputs, scale, tensor_scale, begin, end, first, n, digits, sums, flat_out,
-            out.shape[1],
-        )  # fmt: skip
+            v, tiles, n_tile, inputs, scale, tensor_scale, begin, end, first, n, digits, sums, out, n_out
+        )
         return
+    direct = is_direct(n_token)
+    if not (direct and dot.table_bytes(v)):
+        inputs, stride = q, n_tile * dot.columns(v)
     _row_tiles(
-        v, flat, n_tile, flat_q, q.shape[1], flat_inputs, inputs.shape[1], total, scale, tensor_scale,
-        begin, end, first, n, is_direct(n_token), digits, sums, flat_out, out.shape[1],
+        v, tiles, n_tile, q, inputs, stride, total, scale, row, tensor_scale, begin, end, first, n, direct, digits,
+        sums, out, n_out,
     )  # fmt: skip
 
 
@@ -247,31 +252,36 @@ def ternary_int8_token(v, tiles, q, total, scale, tensor_scale, begin, end, out)
     """Exact integer sums of trits and int8, then ÷ the token's scale, × the tensor's."""
     n_token, n_tile = q.shape[0], tiles.shape[1]
     digits, sums = np.empty(DIGITS, np.int8), np.empty(n_sums(v, n_token), np.int32)
-    rows, columns = inputs_shape(v, n_token, n_tile)
-    inputs = np.empty((rows, columns), np.int8) if columns else q
-    prepare(v, q, 0, n_token, n_token, n_tile, 0, inputs)
+    rows, stride = inputs_shape(v, n_token, n_tile)
+    inputs, flat_q = np.empty(rows * stride, np.int8), q.reshape(-1)
+    prepare(v, flat_q, 0, n_token, n_token, n_tile, 0, inputs, stride)
     for block in range(n_blocks(n_token)):
-        multiply(v, tiles, q, inputs, total, scale, tensor_scale, begin, end, block, digits, sums, out)
+        multiply(
+            v, tiles.reshape(-1), n_tile, n_token, flat_q, inputs, stride, total, scale, 0, tensor_scale, begin, end,
+            block, digits, sums, out.reshape(-1), out.shape[1],
+        )  # fmt: skip
 
 
 @kernel
 def ternary_sums(v, tiles, q, total, begin, end, out):
     """The integer sums alone, int32 (for the comparison of integers)."""
     digits, sums = np.empty(DIGITS, np.int8), np.empty(SUMS, np.int32)
-    n_tile, n_row = tiles.shape[1], dot.tile_rows(v)
-    flat = tiles.reshape(-1)
+    n_tile, n_row, width = tiles.shape[1], dot.tile_rows(v), q.shape[1]
+    flat, flat_q = tiles.reshape(-1), q.reshape(-1)
+    tables = dot.table_bytes(v) * n_tile
+    inputs, stride = (np.empty(DIRECT * tables, np.int8), tables) if tables else (flat_q, width)
     for first in range(0, len(q), DIRECT + 1):  # the last tokens are few, the others are not: both ways are compared
-        mine = q[first : first + DIRECT + 1]
-        rows, columns = inputs_shape(v, len(mine), n_tile)
-        inputs = np.empty((rows, columns), np.int8) if columns else mine
-        prepare(v, mine, 0, len(mine), len(mine), n_tile, 0, inputs)
-        flat_q, flat_inputs = mine.reshape(-1), inputs.reshape(-1)
+        n = min(DIRECT + 1, len(q) - first)
+        direct = is_direct(n)
+        if direct:
+            for t in range(n if tables else 0):
+                fill_tables(v, flat_q, (first + t) * width, n_tile, inputs, t * stride)
         for tile_row in range(begin, end):
             bias = row_tile_sums(
-                v, flat, tile_row * n_tile * dot.tile_bytes(v), n_tile, flat_q, 0, q.shape[1],
-                flat_inputs, 0, inputs.shape[1], len(mine), is_direct(len(mine)), digits, sums,
+                v, flat, tile_row * n_tile * dot.tile_bytes(v), n_tile, flat_q, first * width, width,
+                inputs, 0 if tables else first * width, stride, n, direct, digits, sums,
             )  # fmt: skip
-            for t in range(len(mine)):
+            for t in range(n):
                 for row in range(n_row * tile_row, min(n_row * tile_row + n_row, out.shape[1])):
                     out[first + t, row] = sums[n_row * t + row % n_row] - bias * total[first + t]
 
