@@ -16,7 +16,7 @@ from crossval.end_to_end import Evaluation
 from crossval.infer import inferred
 from crossval.lane import Lane
 from crossval.locate import MAX_CASES, SINGLE_TOKENS, place
-from crossval.metrics import Float32, relative_l2
+from crossval.metrics import Float32, aligned, relative_l2
 from crossval.vote import Witness, vote
 from receipts import record as r
 
@@ -50,11 +50,12 @@ def put_to_vote(lane: Lane, rungs: Sequence[r.Rung]) -> None:
     ours, theirs = (_evaluations(lane, rung, engine=side) for side in (True, False))
     oracle = [lane.oracle().run(e.request).logits for e in ours]
     kind, head = lane.numerics.activation, lane.numerics.head
-    middle = envelope.logits_median(kind, lane.noise.median)
-    extreme = envelope.logits_max(kind, head, lane.noise.largest)
+    middle = envelope.logits_median(kind, lane.noise.median, lane.told)
+    extreme = envelope.logits_max(kind, head, lane.noise.largest, lane.told)
 
     def agree(a: Sequence[Float32], b: Sequence[Float32]) -> bool:
-        rows = np.concatenate([relative_l2(x, y) for x, y in zip(a, b, strict=True)])
+        pairs = [(x, aligned(y, x) if lane.normalised else y) for x, y in zip(a, b, strict=True)]
+        rows = np.concatenate([relative_l2(x, y) for x, y in pairs])
         return middle.holds(float(np.median(rows))) and extreme.holds(float(rows.max()))
 
     info = lane.reference.info
@@ -108,9 +109,13 @@ def _evaluations(lane: Lane, rung: str, *, engine: bool) -> list[Evaluation]:
         engine: Whether the engine is asked, else the reference.
     """
     cases = [lane.forced(case) for case in lane.cases[:MAX_CASES]]
+    normalised = lane.normalised and not engine
     seen = [
         Evaluation(
-            ids=c.ids[: c.n_prompt], logits=(c.ours if engine else c.theirs)[: c.n_prompt], floor=c.floor[: c.n_prompt]
+            ids=c.ids[: c.n_prompt],
+            logits=(c.ours if engine else c.theirs)[: c.n_prompt],
+            floor=c.floor[: c.n_prompt],
+            log_probabilities=normalised,
         )
         for c in cases
     ]
@@ -120,5 +125,6 @@ def _evaluations(lane: Lane, rung: str, *, engine: bool) -> list[Evaluation]:
         n = max(SINGLE_TOKENS, worst + 1)  # single steps are slow: as many as it takes to see the worst
         single = (c.ours_single if engine else c.theirs_single)[:n]
         n = len(single)
-        seen.append(Evaluation(ids=c.ids[:n], logits=single, n_batch=1, floor=c.floor[:n]))
+        floor = c.floor[:n]
+        seen.append(Evaluation(ids=c.ids[:n], logits=single, n_batch=1, floor=floor, log_probabilities=normalised))
     return seen

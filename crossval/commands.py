@@ -292,7 +292,7 @@ def _runner(name: str, model: Path, engine: Runner) -> Runner:
 
     factories = {
         "llama.cpp": "reference.llama_cpp:LlamaCpp",
-        "bitnet.cpp": "reference.bitnet_cpp:BitnetCpp",
+        "bitnet.cpp": "reference.bitnet_cpp_way:open_bitnet_cpp",
         "transformers": "reference.hf:Transformers",
     }
     if name == "bitnet":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from reference.runner import LOG_PROBABILITY_ERROR
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
@@ -90,8 +92,8 @@ NOISE_ALLOWANCE = 4.0
 LARGEST_LIMIT = 0.5
 
 
-def logits_median(activation: str, noise_median: float) -> Envelope:
-    """Bound of the median relative L2 of logits over positions."""
+def logits_median(activation: str, noise_median: float, told: float = 0.0) -> Envelope:
+    """Bound of the median relative L2 of logits over positions; `told` is how exactly they are told, relative L2."""
     if activation == "f16":
         base, why = 2e-3, "float16 activations round at 5e-4"
     elif activation == "bf16":
@@ -100,11 +102,11 @@ def logits_median(activation: str, noise_median: float) -> Envelope:
         base, why = 1e-6, "most positions of a shallow model see no flipped rounding: 2e-7 measured"
     else:
         base, why = 5e-6, "float32 throughout: 4e-7 measured, 9e-7 the worst"
-    return _over_noise("median relative L2 of logits", base, why, noise_median)
+    return _over_noise("median relative L2 of logits", base + told, _told(why, told), noise_median)
 
 
-def logits_max(activation: str, head: str, noise_max: float) -> Envelope:
-    """Bound of the largest relative L2 of logits over positions; arguments as in `Numerics`, and the noise."""
+def logits_max(activation: str, head: str, noise_max: float, told: float = 0.0) -> Envelope:
+    """Bound of the largest relative L2 of logits over positions; arguments as in `Numerics`, the noise, and `told`."""
     if activation in _ROUNDING:
         base, why = 5e-2, "one flipped rounding moves a position by 1e-2; 2.5e-2 the worst measured"
     elif activation == "none" and head != "f32":
@@ -112,7 +114,11 @@ def logits_max(activation: str, head: str, noise_max: float) -> Envelope:
     else:
         median = logits_median(activation, 0.0)
         base, why = median.limit, median.reason
-    return _over_noise("largest relative L2 of logits", base, why, noise_max)
+    return _over_noise("largest relative L2 of logits", base + told, _told(why, told), noise_max)
+
+
+def _told(why: str, told: float) -> str:
+    return f"{why}; and {told:.1e}, for log-probabilities are told to {LOG_PROBABILITY_ERROR:.0e}" if told else why
 
 
 def quality(noise: float) -> Envelope:

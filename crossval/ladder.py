@@ -158,7 +158,7 @@ def decode(lane: Lane) -> Rung:
     rung = _compare_logits("decode", lane, [p for p in parts if len(p[1])])
     if rung.outcome != "fail":
         return rung
-    limit = envelope.logits_max(lane.numerics.activation, lane.numerics.head, lane.noise.largest)
+    limit = envelope.logits_max(lane.numerics.activation, lane.numerics.head, lane.noise.largest, lane.told)
     split = [
         side
         for side, batch, single in (
@@ -235,8 +235,8 @@ def _compare_logits(
             )
     every = np.concatenate(error)
     kind = lane.numerics.activation
-    middle = envelope.logits_median(kind, lane.noise.median)
-    extreme = envelope.logits_max(kind, lane.numerics.head, lane.noise.largest)
+    middle = envelope.logits_median(kind, lane.noise.median, lane.told)
+    extreme = envelope.logits_max(kind, lane.numerics.head, lane.noise.largest, lane.told)
     median, largest = float(np.median(every)), float(every.max())
     worst, measured = max(
         ((middle, median), (extreme, largest)), key=lambda pair: pair[1] / pair[0].limit if pair[0].limit else pair[1]

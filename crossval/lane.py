@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,20 @@ import numpy as np
 from bitnet.config import Numerics
 from crossval.case import Case
 from crossval.engine import EngineRunner
-from crossval.metrics import Float32, ShapeMismatchError
+from crossval.metrics import Float32, ShapeMismatchError, aligned
 from crossval.noise import SEEDS, Noise
 from crossval.plan import LanePlan
 from receipts.record import Located, Vote
 from reference.oracle import Oracle
-from reference.runner import Observation, ReferenceFailedError, ReferenceUnavailableError, Request, Runner, RunnerInfo
+from reference.runner import (
+    LOG_PROBABILITY_ERROR,
+    Observation,
+    ReferenceFailedError,
+    ReferenceUnavailableError,
+    Request,
+    Runner,
+    RunnerInfo,
+)
 
 Row = dict[str, Any]
 
@@ -34,7 +42,8 @@ class Forced:
         case: The prompt.
         ids: Prompt and the reference's continuation, without its last token.
         n_prompt: Length of the prompt.
-        theirs, ours: Logits [len(ids), n_vocab], the prompt in one batch, then single tokens.
+        theirs, ours: Logits [len(ids), n_vocab], the prompt in one batch, then single tokens. Of a reference that tells
+            log-probabilities, with the constant of each row that ours have.
         theirs_single, ours_single: The first of these ids, one at a time from the first on.
         generated: The reference's greedy tokens.
         floor: Noise of the model itself by position, relative L2.
@@ -100,6 +109,20 @@ class Lane:
     def numerics(self) -> Numerics:
         """What both sides compute in."""
         return self.engine.model.network.numerics
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the reference tells log-probabilities, which leave a constant of each row open."""
+        return self.reference.info.log_probabilities
+
+    @cached_property
+    def told(self) -> float:
+        """How exactly the reference tells its logits, relative L2 of the row with the smallest; 0 for logits."""
+        if not self.normalised:
+            return 0.0
+        rows = [np.square(self.forced(case).theirs.astype(np.float64)).mean(axis=1).min() for case in self.cases]
+        smallest = float(np.sqrt(min(rows, default=0.0)))
+        return LOG_PROBABILITY_ERROR / smallest if smallest > 0.0 else 0.0
 
     def oracle(self) -> Oracle:
         """The contract, in this lane's numerics, on the file whose contract the engine follows."""
@@ -173,6 +196,9 @@ class Lane:
         n_single = len(ids) if self.plan.subject.recording else min(len(ids), SINGLE_TOKENS)
         single = Request(ids=ids[:n_single], n_batch=1)
         theirs_single, ours_single = self.ask(single).logits, self.engine.run(single).logits
+        theirs = free.logits
+        if self.normalised:
+            theirs, theirs_single = aligned(theirs, ours), aligned(theirs_single, ours_single)
         noise = Noise()
         floor = noise.measure(self.oracle(), ids, SEEDS[:1] if self.plan.subject.large else SEEDS)
         self.noise.include(noise)
@@ -180,7 +206,7 @@ class Lane:
             case=case,
             ids=ids,
             n_prompt=n,
-            theirs=free.logits,
+            theirs=theirs,
             ours=ours,
             theirs_single=theirs_single,
             ours_single=ours_single,

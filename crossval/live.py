@@ -9,11 +9,12 @@ from pathlib import Path
 
 from bitnet.codecs import CODECS
 from bitnet.errors import UsageError
-from crossval.plan import ALL_RUNGS, ORACLE_RUNGS, TIMEOUT, LanePlan, Subject, Witness
+from crossval.plan import ALL_RUNGS, ORACLE_RUNGS, SERVER_RUNGS, TIMEOUT, LanePlan, Subject, Witness
+from reference.bitnet_cpp_way import Wish, choose
 from reference.ggml import file_sha256
 from reference.process import ProcessRunner
 from reference.recording import Recording
-from reference.runner import Runner
+from reference.runner import ReferenceUnavailableError, Runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,13 @@ class Live:
     Attributes:
         hf: transformers, in both of its linear layers; it is a witness in the lanes of llama.cpp too.
         bitnet_cpp: Tree of bitnet.cpp.
+        bitnet_cpp_wish: How it is spoken to.
         recordings: Files of `reference.recording`.
     """
 
     hf: bool = False
     bitnet_cpp: Path | None = None
+    bitnet_cpp_wish: Wish = "auto"
     recordings: tuple[Path, ...] = ()
 
 
@@ -45,7 +48,8 @@ def with_live(planned: Sequence[LanePlan], live: Live) -> list[LanePlan]:
         shown = any(lane.as_default for lane in ours)  # not one that is there for its recorded outputs alone
         lanes += [_witnessed(lane) for lane in ours] if live.hf else ours
         lanes += _hf_lanes(subject) if live.hf and shown else []
-        lanes += [_bitnet_cpp_lane(subject, live.bitnet_cpp)] if live.bitnet_cpp is not None else []
+        if live.bitnet_cpp is not None:
+            lanes.append(_bitnet_cpp_lane(subject, live.bitnet_cpp, live.bitnet_cpp_wish))
     return lanes + [replayed(path, planned) for path in live.recordings]
 
 
@@ -82,15 +86,22 @@ def _witnessed(lane: LanePlan) -> LanePlan:
     return replace(lane, witnesses=(witness,))
 
 
-def _bitnet_cpp_lane(subject: Subject, tree: Path) -> LanePlan:
-    kwargs = {"model": str(subject.path), "directory": str(tree)}
+def _bitnet_cpp_lane(subject: Subject, tree: Path, wish: Wish) -> LanePlan:
+    """Through our interface; through a server, which shows neither weights nor operations, where that cannot be had."""
+    kwargs = {"model": str(subject.path), "directory": str(tree), "wish": wish}
+    try:
+        by_server = choose(tree, wish).kind == "server"
+    except ReferenceUnavailableError:
+        by_server = False  # it is told when the lane is opened
+    label = "bitnet.cpp (server)" if by_server else "bitnet.cpp"
     return LanePlan(
-        name=f"{subject.name} · bitnet.cpp",
+        name=f"{subject.name} · {label}",
         subject=subject,
         engine_file=subject.path,
         reference_file=subject.path,
-        reference=f"bitnet.cpp · {subject.name}",
-        open=lambda: ProcessRunner("reference.bitnet_cpp:BitnetCpp", kwargs, timeout=TIMEOUT),
+        reference=f"{label} · {subject.name}",
+        open=lambda: ProcessRunner("reference.bitnet_cpp_way:open_bitnet_cpp", kwargs, timeout=TIMEOUT),
+        required_rungs=SERVER_RUNGS if by_server else ALL_RUNGS,
     )
 
 

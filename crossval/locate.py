@@ -66,7 +66,7 @@ def check_operations(lane: Lane) -> Rung:
     """Every captured operation of up to two prompts, in a batch and one token at a time."""
     if not lane.cases:
         return Rung(name="operations", outcome="inconclusive", why="there is no prompt to evaluate")
-    checked = 0
+    checked, refused = 0, ""
     worst, worst_at = 0.0, ""
     unequal = 0
     sums = 0
@@ -75,7 +75,8 @@ def check_operations(lane: Lane) -> Rung:
     for name, request in _requests(lane):
         try:
             theirs = lane.ask(request)
-        except ReferenceUnavailableError:
+        except ReferenceUnavailableError as error:
+            refused = error.what
             continue  # a recording has the intermediates of one prompt only
         covered |= set(theirs.taps)
         _check_capture(theirs)
@@ -98,6 +99,10 @@ def check_operations(lane: Lane) -> Rung:
         if lane.located is not None:
             lane.locked = locked
             break
+    if not checked:
+        said = f": {refused}" if refused else ""
+        why = f"the reference offers no intermediates of these prompts{said}"
+        return Rung(name="operations", outcome="unsupported", why=why)
     rung = _verdict(lane, checked, sums, unequal, worst, worst_at)
     layers = set(range(lane.engine.model.config.n_layer)) - {layer for _, layer in covered}
     if rung.outcome == "pass" and (layers or ("result_output", -1) not in covered):
@@ -309,10 +314,6 @@ def _incomparable(lane: Lane, witness: Runner) -> frozenset[str]:
 
 def _verdict(lane: Lane, checked: int, sums: int, unequal: int, worst: float, worst_at: str) -> Rung:
     limit = envelope.LOCKED_OPERATION
-    if not checked:
-        return Rung(
-            name="operations", outcome="unsupported", why="the reference offers no intermediates of these prompts"
-        )
     if unequal:
         return Rung(
             name="operations",

@@ -137,6 +137,17 @@ def log_softmax(logits: Float32) -> Float64:
         return np.asarray(x - np.log(np.exp(x).sum(axis=1, keepdims=True)), np.float64)
 
 
+def aligned(told: Float32, to: Float32) -> Float32:
+    """Log-probabilities with the constant of each row that logits have: what they leave open, and nothing else.
+
+    Raises:
+        ShapeMismatchError: The shapes differ.
+    """
+    a, b = _pair(told, to)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so, and no limit holds it
+        return np.asarray(a + (b - a).mean(axis=1, keepdims=True), np.float32)
+
+
 def kl_divergence(ours: Float32, theirs: Float32) -> Float64:
     """KL(theirs ‖ ours) of the next-token distributions by row, nats; never below 0, ∞ where a row is not finite."""
     _pair(ours, theirs)

@@ -38,6 +38,8 @@ ALL_RUNGS: tuple[RungName, ...] = (
 ORACLE_RUNGS: tuple[RungName, ...] = tuple(r for r in ALL_RUNGS if r != "tokens")
 #: A recording holds logits, ids and nodes, not decoded weights, and texts for one model only.
 RECORDED_RUNGS: tuple[RungName, ...] = tuple(r for r in ALL_RUNGS if r not in ("tokens", "weights"))
+#: A server tells ids and probabilities, and shows neither weights nor operations.
+SERVER_RUNGS: tuple[RungName, ...] = tuple(r for r in ALL_RUNGS if r not in ("weights", "operations"))
 
 #: Above this many weights a float32 copy (4 bytes each) is not made, and fewer tokens are run.
 LARGE_MODEL = 300_000_000

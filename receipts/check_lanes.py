@@ -227,7 +227,7 @@ def references_identity(view: View) -> Iterator[Finding]:
         if not reference.model_sha256:
             yield f"references[{i}].model_sha256", f"{reference.key!r} answered, but on which file is not said"
         native = "ggml" in reference.family.lower() or reference.name.lower() in ("llama.cpp", "bitnet.cpp")
-        if native and reference.obtained == "live" and not reference.library_sha256:
+        if native and reference.obtained in ("live", "server") and not reference.library_sha256:
             yield f"references[{i}].library_sha256", f"{reference.key!r} ran, but from which library is not said"
 
 

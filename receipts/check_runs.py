@@ -85,7 +85,7 @@ def identity_times(view: View) -> Iterator[Finding]:
 @rule("identity.seconds", "The run took at least as long as what was timed within it, one after the other.")
 def identity_seconds(view: View) -> Iterator[Finding]:
     """An engine's repetitions of one phase do not overlap. Recorded references were timed elsewhere."""
-    live = {ENGINE} | {ref.key for ref in view.receipt.references if ref.obtained == "live"}
+    live = {ENGINE} | {ref.key for ref in view.receipt.references if ref.obtained in ("live", "server")}
     total: dict[tuple[str, str], float] = {}
     for row in view.receipt.performance:
         if row.engine in live:

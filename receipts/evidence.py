@@ -127,7 +127,7 @@ class Reference(Record):
         name: `llama.cpp`, `bitnet.cpp`, `oracle`, ….
         family: Those that share code share it; they are one witness.
         version: Of the engine.
-        obtained: `live`, `recorded`, or `unavailable` (named so that a lane can say why it did not run).
+        obtained: `live`, `server` (live, by its server), `recorded`, or `unavailable` (so that a lane can say why).
         library_sha256: Of the code that computed; "" where there is no library file.
         numerics: As the reference declares them.
         model_sha256: Of the model file it ran on; "" if none.
@@ -139,7 +139,7 @@ class Reference(Record):
     name: Name
     family: Name
     version: str
-    obtained: Literal["live", "recorded", "unavailable"]
+    obtained: Literal["live", "server", "recorded", "unavailable"]
     library_sha256: Sha256OrNone = ""
     numerics: Mapping[str, str] = field(default_factory=dict)
     model_sha256: Sha256OrNone = ""

@@ -150,7 +150,11 @@ def _evidence(receipt: Receipt, policy: Policy, now: datetime) -> Iterator[GateR
     found = {
         "cases": (len(receipt.cases), least.cases, "cases"),
         "tokens": (sum(part.tokens for part in receipt.ledger), least.tokens, "ledger"),
-        "live": (len({r.name for r in receipt.references if r.obtained == "live"}), least.live, "references"),
+        "live": (
+            len({r.name for r in receipt.references if r.obtained in ("live", "server")}),
+            least.live,
+            "references",
+        ),
         "determinism": (len(receipt.determinism), least.determinism, "determinism"),
         "accuracy": (len(receipt.accuracy), least.accuracy, "accuracy"),
     }

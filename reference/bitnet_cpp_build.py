@@ -104,7 +104,7 @@ def find_tree(root: Path) -> Tree:
 def _libraries(root: Path) -> tuple[Path, ...]:
     """The newest libllama, and the newest of every libggml."""
     newest: dict[str, Path] = {}
-    for path in _walk(root, _MAX_DEPTH):
+    for path in files(root):
         match = _LIBRARY.fullmatch(path.name)
         if match and (match[1] not in newest or path.stat().st_mtime > newest[match[1]].stat().st_mtime):
             newest[match[1]] = path
@@ -113,7 +113,8 @@ def _libraries(root: Path) -> tuple[Path, ...]:
     return tuple(newest[name] for name in sorted(newest, key=lambda name: (name != "llama", name)))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def files(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+    """The files of a tree, not too deep, and without what is hidden."""
     try:
         children = sorted(folder.iterdir())
     except OSError:  # a folder that may not be read holds nothing for us
@@ -121,7 +122,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
     for child in children:
         if child.is_dir():
             if depth and not child.name.startswith("."):
-                yield from _walk(child, depth - 1)
+                yield from files(child, depth - 1)
         elif child.is_file():
             yield child
 

@@ -205,10 +205,15 @@ class Ggml:
         return values
 
 
-def mapped_libraries(folder: Path) -> tuple[Path, ...]:
-    """The files of libllama and libggml that this process has mapped; where no list is kept, those of the folder."""
+def mapped_libraries(folder: Path, pid: int | None = None) -> tuple[Path, ...]:
+    """The files of libllama and libggml that a process has mapped; where no list is kept, those of the folder.
+
+    Args:
+        folder: Where they were loaded from.
+        pid: Of the process; None for this one.
+    """
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = Path(f"/proc/{pid or 'self'}/maps").read_text().splitlines()
     except OSError:
         return tuple(sorted({path.resolve() for path in folder.iterdir() if _LIBRARY.fullmatch(path.name)}))
     names = {line.split(maxsplit=5)[5] for line in lines if "/" in line}

@@ -41,6 +41,10 @@ LAYER_TAPS = (
 FIRST_TAPS = ("embd",)
 LAST_TAPS = ("result_norm", "result_output")
 
+#: Largest absolute error of a log-probability that a server tells: a float32 logit 16 to 32 below the likeliest is
+#: rounded to 1e-6 twice on its way, and so is the logarithm of the sum; 1.8e-6 measured, 4e-6 the worst known.
+LOG_PROBABILITY_ERROR = 4e-6
+
 #: (tap, layer); taps outside the layers have layer −1.
 TapKey = tuple[str, int]
 
@@ -106,20 +110,22 @@ class RunnerInfo:
         family: Runners of one family share code and count once in a vote.
         version: Of the engine.
         library_sha256: Hash of the code that computed, "" where there is no library file.
-        obtained: `live`, or `recorded` when outputs are replayed.
+        obtained: `live`, `server` when a live one is asked through its server, `recorded` when outputs are replayed.
         numerics: Field by field as `bitnet.config.Numerics`, e.g. ``{"activation": "q8_k", "kv": "f32"}``.
         model_sha256: Hash of the model file it ran on.
         detail: Anything else a report should show (threads, compiler, system info).
+        log_probabilities: Whether its logits are normalised: logits up to a constant of each row.
     """
 
     name: str
     family: str
     version: str
     library_sha256: str
-    obtained: Literal["live", "recorded"]
+    obtained: Literal["live", "server", "recorded"]
     numerics: Mapping[str, str]
     model_sha256: str
     detail: Mapping[str, str] = field(default_factory=dict)
+    log_probabilities: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,4 +210,5 @@ def describe(info: RunnerInfo) -> dict[str, Any]:
         "numerics": dict(info.numerics),
         "model_sha256": info.model_sha256,
         "detail": dict(info.detail),
+        "log_probabilities": info.log_probabilities,
     }

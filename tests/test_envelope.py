@@ -96,3 +96,11 @@ def test_no_other_module_compares_with_a_small_number_of_its_own():
     # Which of several candidates a value is, and which measured numbers are worth a hypothesis: not whether one passes.
     allowed = {"self_check.py", "fits.py", "infer.py"}
     assert {name for name, _ in bare} <= allowed
+
+
+def test_log_probabilities_are_given_what_they_lose_in_telling():
+    exact, told = envelope.logits_median("int8_token", 0.0), envelope.logits_median("int8_token", 0.0, 2e-6)
+    assert told.limit == pytest.approx(exact.limit + 2e-6)
+    assert "log-probabilities" in told.reason
+    assert envelope.logits_max("none", "f32", 0.0, 2e-6).limit == pytest.approx(7e-6)
+    assert envelope.logits_max("int8_token", "f32", 0.1, 2e-6) == envelope.logits_max("int8_token", "f32", 0.1)

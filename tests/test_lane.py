@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import liars
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitnet.config import Numerics
 from crossval.case import Case
 from crossval.engine import EngineRunner
 from crossval.lane import Lane
-from crossval.metrics import ShapeMismatchError, histogram
+from crossval.metrics import ShapeMismatchError, aligned, histogram, log_softmax
 from receipts.tables import BINS
-from reference.runner import Observation, ReferenceFailedError, Request
+from reference.runner import LOG_PROBABILITY_ERROR, Observation, ReferenceFailedError, Request
 
 IDS = (1, 45, 300, 7)
 CASE = Case(name="c", ids=IDS, n_greedy=3)
@@ -40,6 +44,43 @@ def test_both_sides_evaluate_the_same_ids_in_the_same_ways():
     assert found.ours_single.shape == found.theirs_single.shape == (len(IDS) + 2, 512)
     assert found.floor.shape == (len(found.ids),)
     assert np.array_equal(found.ours, found.ours_single)
+
+
+def told(seen, factor=1.0):
+    """As a server tells logits."""
+    return replace(seen, logits=log_softmax(seen.logits * np.float32(factor)).astype(np.float32))
+
+
+def server(change=told):
+    info = {"obtained": "server", "log_probabilities": True}
+    return liars.Liar(info=info, change=lambda _, seen: change(seen))
+
+
+def test_log_probabilities_are_given_the_constant_that_they_leave_open():
+    plain, found = lane(liars.Liar()), lane(server())
+    assert (plain.told, plain.normalised, found.normalised) == (0.0, False, True)
+    assert 0.0 < found.told < 1e-4
+    expected, forced = plain.forced(CASE), found.forced(CASE)
+    for name in ("theirs", "theirs_single"):
+        gap = np.abs(getattr(forced, name) - getattr(expected, name)).max()
+        assert gap <= 2 * LOG_PROBABILITY_ERROR
+
+
+def test_nothing_but_the_constant_is_given():
+    forced = lane(server(lambda seen: told(seen, 1.01))).forced(CASE)
+    assert np.abs(forced.theirs - forced.ours).max() > 1e-3
+    forced = lane(server(lambda seen: replace(told(seen), logits=np.full_like(seen.logits, np.nan)))).forced(CASE)
+    assert np.isnan(forced.theirs).all()
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=20), st.floats(-30, 30))
+def test_aligned_rows_differ_by_what_is_not_a_constant(row, constant):
+    logits = np.array([row], np.float32)
+    shifted = (logits + np.float32(constant)).astype(np.float32)
+    assert np.abs(aligned(shifted, logits) - logits).max() <= 2e-5
+    other = logits.copy()
+    other[0, 0] += 1.0
+    assert np.abs(aligned(other, logits) - logits).max() >= 0.4
 
 
 def test_a_death_is_not_remembered_as_an_answer():
