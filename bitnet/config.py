@@ -10,7 +10,9 @@ from bitnet.errors import UsageError
 
 Activation = Literal["relu2", "silu"]
 RopeStyle = Literal["half_split", "interleaved"]
-ActivationQuantiser = Literal["int8_token", "int8_token_reciprocal", "q8_k", "q8_0", "f16", "bf16", "none"]
+ActivationQuantiser = Literal[
+    "int8_token", "int8_token_reciprocal", "int8_token_fused", "q8_k", "q8_0", "f16", "bf16", "none"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +67,9 @@ class Numerics:
     Attributes:
         activation: How the input of a quantised projection is rounded. `int8_token`: one scale a token (BitNet's
             own); `int8_token_reciprocal`: the same with the scale made as 127 · (1 / absmax), rounded twice, as torch
-            divides a number by a tensor; `q8_k`: blocks of 256 (llama.cpp's TQ types); `q8_0`: blocks of 32; `f16`,
-            `bf16`; `none`.
+            divides a number by a tensor; `int8_token_fused`: the same with the product of activation and scale not
+            rounded before it becomes an integer, as gcc compiles bitnet.cpp; `q8_k`: blocks of 256 (llama.cpp's TQ
+            types); `q8_0`: blocks of 32; `f16`, `bf16`; `none`.
         kv: Type of the KV cache.
         query: Rounding of the rotated query before the dot products with the keys.
         probs: Rounding of the softmax probabilities: never, always, or only in single-token steps.

@@ -84,7 +84,7 @@ class DenseMatrix(Matrix):
 
 
 #: Quantisers with one int8 scale a token.
-INT8_TOKEN = ("int8_token", "int8_token_reciprocal")
+INT8_TOKEN = ("int8_token", "int8_token_reciprocal", "int8_token_fused")
 
 
 class Activations:
@@ -117,17 +117,35 @@ class Activations:
     @cached_property
     def int8_token_reciprocal(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
         """As `int8_token`, the scale 127 · (1 / absmax) rounded twice; for comparisons alone, so numpy will do."""
-        largest = np.abs(self.x).max(axis=1, initial=0.0)
-        finite = np.isfinite(largest)
         with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.float32(127) * (np.float32(1) / np.maximum(largest, np.float32(1e-5)))
-            scaled = np.where(finite[:, None], np.rint(self.x * scale[:, None]), 0)
-        q = np.clip(scaled, -128, 127).astype(np.int8)
+            scale = np.float32(127) * (np.float32(1) / np.maximum(self._largest, np.float32(1e-5)))
+            return self._coded(self.x * scale[:, None], scale)
+
+    @cached_property
+    def int8_token_fused(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """As `int8_token`, the products with the scale exact until they are integers; for comparisons alone."""
+        with np.errstate(invalid="ignore"):
+            scale = (127 / np.maximum(self._largest.astype(np.float64), 1e-5)).astype(np.float32)
+            return self._coded(self.x.astype(np.float64) * scale[:, None], scale)
+
+    @property
+    def _largest(self) -> Float32:
+        largest: Float32 = np.abs(self.x).max(axis=1, initial=0.0)
+        return largest
+
+    def _coded(
+        self, scaled: NDArray[np.floating[Any]], scale: NDArray[np.floating[Any]]
+    ) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
+        """Codes, scales and sums of what was scaled. A token that is not finite has a scale that is not."""
+        finite = np.isfinite(self._largest)
+        q = np.clip(np.where(finite[:, None], np.rint(scaled), 0), -128, 127).astype(np.int8)
         return q, np.where(finite, scale, np.nan).astype(np.float32), q.sum(axis=1, dtype=np.int32)
 
     def int8(self, how: str) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:
         """Codes, scales and sums of the int8 quantiser of that name."""
-        return self.int8_token if how == "int8_token" else self.int8_token_reciprocal
+        if how == "int8_token":
+            return self.int8_token
+        return self.int8_token_reciprocal if how == "int8_token_reciprocal" else self.int8_token_fused
 
     @cached_property
     def q8_k(self) -> tuple[NDArray[np.int8], Float32, NDArray[np.int32]]:

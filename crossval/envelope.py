@@ -84,7 +84,7 @@ TERNARY_KEPT = Envelope(
 )
 
 #: Activation quantisers that round to integers: one float32 difference flips a rounding, and the flip spreads.
-_ROUNDING = ("int8_token", "int8_token_reciprocal", "q8_k", "q8_0")
+_ROUNDING = ("int8_token", "int8_token_reciprocal", "int8_token_fused", "q8_k", "q8_0")
 
 #: Noise is measured between two computations, the comparison is between two others: allow their ratio to vary by this.
 NOISE_ALLOWANCE = 4.0

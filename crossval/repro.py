@@ -67,6 +67,11 @@ _FORMULA = {
         "q = np.clip(np.rint(x.astype(np.float32) * s), -128, 127).astype(np.int64)  # half to even\n"
         "y = (q @ w.astype(np.int64).T) / s * scale"
     ),
+    "int8_token_fused": (
+        "s = (127 / np.maximum(np.abs(x).max(axis=-1, keepdims=True).astype(np.float64), 1e-5)).astype(np.float32)\n"
+        "q = np.clip(np.rint(x.astype(np.float64) * s), -128, 127).astype(np.int64)  # the product is exact\n"
+        "y = (q @ w.astype(np.int64).T) / s * scale"
+    ),
     "product": "y = x @ w.astype(np.float64).T * scale",
     "rope": (
         "pair = np.arange(d // 2)\nangle = position * theta ** (-2.0 * pair / d)\n"

@@ -22,6 +22,7 @@ from reference.ggml import digest, file_sha256, mapped_libraries
 from reference.llama_cpp import ACTIVATION_OF
 from reference.llama_cpp_taps import Passes, tap_of
 from reference.recorded import BITNET_CPP_NUMERICS
+from reference.rounding import int8_token
 from reference.runner import (
     Float32,
     Observation,
@@ -252,7 +253,9 @@ class BitnetCpp:
         """How this build rounds, by the types in the file."""
         found = self._tensor("blk.0.attn_q.weight")
         kind = "f32" if found is None else found[0]
-        activation = "int8_token" if kind in {"i2_s", "tl1", "tl2"} else ACTIVATION_OF.get(kind, "none")
+        activation = ACTIVATION_OF.get(kind, "none")
+        if kind in {"i2_s", "tl1", "tl2"}:
+            activation = quantiser(self._tree.libraries)
         head = self._tensor("output.weight") or self._tensor("token_embd.weight")
         wide = head is None or head[0] not in {"f16", "bf16"}
         attention = {"kv": "f32", "query": "f32", "probs": "f32"}
@@ -267,6 +270,36 @@ class BitnetCpp:
 def _refuse(trouble: str) -> None:
     if trouble:
         raise ValueError(trouble)
+
+
+def quantiser(libraries: Sequence[Path]) -> str:
+    """How these libraries round activations to int8, by their own answer where the known ways differ.
+
+    Compilers that fuse multiplications with additions across statements, as gcc does unless told otherwise, leave
+    activation · scale unrounded. A library that does not offer its quantiser is taken by its source.
+    """
+    row = _telling()
+    codes = np.zeros(row.size, np.int8)
+    scale, total = (np.zeros(1, kind) for kind in (np.float32, np.int32))
+    for path in libraries:
+        quantise = getattr(ctypes.CDLL(str(path)), "quantize_row_i8_s", None)
+        if quantise is not None:
+            quantise.restype, quantise.argtypes = None, (_P, _P, ctypes.c_int64, _P, _P)
+            quantise(*(a.ctypes.data for a in (row, codes)), row.size, *(a.ctypes.data for a in (scale, total)))
+            ways = ("int8_token", "int8_token_fused")
+            found = [way for way in ways if np.array_equal(int8_token(row[None], kind=way)[0][0], codes)]
+            return found[0] if found else "int8_token"  # a third way is the ladder's to find
+    return "int8_token"
+
+
+def _telling() -> Float32:
+    """Activations, a multiple of 128, half of whose products with their scale are ties in float32 and nowhere else."""
+    largest = np.float32(3.0)  # 127 / 3 is no float32
+    scale = np.float32(127.0 / np.float64(largest))
+    near = ((np.arange(127) + 0.5) / scale).astype(np.float32)
+    near = np.concatenate([near, np.nextafter(near, np.float32(0)), np.nextafter(near, largest)])
+    tells = near[np.rint(near * scale) != np.rint(near.astype(np.float64) * scale)]
+    return np.resize(np.stack([np.resize(largest, tells.size), tells], axis=1), 512)
 
 
 def _bind(path: Path) -> Any:  # noqa: ANN401  # ctypes has no better word

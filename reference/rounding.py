@@ -19,7 +19,10 @@ Float64 = NDArray[np.float64]
 
 #: Every field, its values, the default first.
 NUMERICS: dict[str, tuple[str, ...]] = {
-    "activation": ("int8_token", "int8_token_reciprocal", "q8_k", "q8_0", "f16", "bf16", "none"),
+    "activation": (
+        *("int8_token", "int8_token_reciprocal", "int8_token_fused"),
+        *("q8_k", "q8_0", "f16", "bf16", "none"),
+    ),
     "kv": ("f32", "f16"),
     "query": ("f32", "f16"),
     "probs": ("f32", "f16", "f16_decode"),
@@ -28,7 +31,7 @@ NUMERICS: dict[str, tuple[str, ...]] = {
 }
 
 #: Quantisers with one int8 scale a token.
-INT8_TOKEN = ("int8_token", "int8_token_reciprocal")
+INT8_TOKEN = ("int8_token", "int8_token_reciprocal", "int8_token_fused")
 
 #: Columns that share one scale.
 BLOCK = {"q8_k": 256, "q8_0": 32}
@@ -48,12 +51,12 @@ def resolve(numerics: Mapping[str, str] | None) -> dict[str, str]:
     return {name: given.get(name, choices[0]) for name, choices in NUMERICS.items()}
 
 
-def _half_away(v: Float32) -> Float32:
-    rounded: Float32 = np.copysign(np.floor(np.abs(v) + np.float32(0.5)), v)
+def _half_away(v: NDArray[np.floating]) -> NDArray[np.floating]:
+    rounded: NDArray[np.floating] = np.copysign(np.floor(np.abs(v) + np.float32(0.5)), v)
     return rounded
 
 
-_ROUND: dict[str, Callable[[Float32], Float32]] = {
+_ROUND: dict[str, Callable[[NDArray[np.floating]], NDArray[np.floating]]] = {
     "half_even": np.rint,
     "away": _half_away,
     "truncate": np.trunc,
@@ -68,7 +71,8 @@ def int8_token(x: Float32, semantics: Semantics = CONTRACT, kind: str = "int8_to
         x: [T, K].
         semantics: Its rounding rule and whether tokens share a scale.
         kind: `int8_token`, or `int8_token_reciprocal`: torch divides 127 by a tensor as 127 · (1 / tensor), and so
-            rounds the scale twice.
+            rounds the scale twice; or `int8_token_fused`: a compiler that fuses x · s with the addition that rounds it
+            leaves the product unrounded, and what float32 would make a tie is none.
 
     Returns:
         q: [T, K] integers in −128 … 127, and s: [T, 1] f32.
@@ -78,7 +82,8 @@ def int8_token(x: Float32, semantics: Semantics = CONTRACT, kind: str = "int8_to
     if kind == "int8_token_reciprocal":
         levels = np.float32(semantics.activation_levels)
         s = levels * (np.float32(1) / np.maximum(largest, np.float32(INT8_FLOOR)))
-    q = np.clip(_ROUND[semantics.activation_rounding](x * s), -128, 127)
+    product = x.astype(np.float64) * s if kind == "int8_token_fused" else x * s  # exact in float64
+    q = np.clip(_ROUND[semantics.activation_rounding](product), -128, 127)
     return q.astype(np.float64), np.broadcast_to(s.reshape(-1, 1), (len(x), 1))
 
 

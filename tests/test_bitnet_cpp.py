@@ -2,15 +2,16 @@
 
 import json
 import os
+import subprocess
 
 import golden_models
 import numpy as np
 import pytest
 
 from crossval.metrics import difference
-from reference.bitnet_cpp import BitnetCpp
+from reference.bitnet_cpp import BitnetCpp, quantiser
 from reference.bitnet_cpp_build import declared, find_tree
-from reference.llama_cpp_build import find_headers
+from reference.llama_cpp_build import find_compiler, find_headers
 from reference.oracle import Oracle
 from reference.process import ProcessRunner
 from reference.runner import ReferenceUnavailableError, Request
@@ -129,6 +130,41 @@ def test_a_real_bitnet_cpp_generates_what_was_recorded(name):
                 assert max(one.ratio for one in found) <= 1e-3
         for tensor in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "token_embd.weight"):
             assert (runner.weights(tensor) == oracle.weights(tensor)).all()
+
+
+#: A quantiser as bitnet.cpp's, its product rounded or not before the addition that rounds it to an integer.
+QUANTISER = """
+#include <cmath>
+#include <cstdint>
+extern "C" void quantize_row_i8_s(const float * x, void * y, int64_t n, float * scale, int32_t * sum) {
+    double largest = 1e-5;
+    for (int64_t i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs((double) x[i]));
+    const float s = *scale = (float) (127 / largest);
+    *sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        volatile float product = x[i] * s;
+        *sum += ((int8_t *) y)[i] = (int8_t) (ROUNDED);
+    }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rounded", "expected"),
+    [
+        ("std::nearbyintf(product)", "int8_token"),
+        ("std::fma(x[i], s, 12582912.f) - 12582912.f", "int8_token_fused"),
+        ("std::truncf(product)", "int8_token"),  # neither of the two: not for the declaration to say
+    ],
+)
+def test_the_library_is_asked_how_it_rounds_activations(tmp_path, rounded, expected):
+    source, libraries = tmp_path / "quantiser.cpp", [tmp_path / "libllama.so", tmp_path / "libggml.so"]
+    for text, library in zip(("", QUANTISER), libraries, strict=True):  # the first one offers none
+        source.write_text(text)
+        command = (find_compiler()[0], "-O1", "-shared", "-fPIC", f"-DROUNDED={rounded}", source, "-o", library)
+        subprocess.run(command, check=True, capture_output=True)
+    assert quantiser(libraries[:1]) == "int8_token"
+    assert quantiser(libraries) == expected
 
 
 def built_as_the_recorded_one(info) -> bool:

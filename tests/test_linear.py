@@ -20,6 +20,7 @@ from bitnet.kernels.variants import VARIANTS, runs_here
 from bitnet.linear import Activations, Backend, DenseMatrix, Int8Matrix, Matrix, TernaryMatrix
 from crossval.envelope import INTEGER_SUMS, LOCKED_OPERATION
 from crossval.metrics import difference
+from reference import rounding
 
 HOWS = ("int8_token", "q8_k", "q8_0", "f16", "bf16", "none")
 KINDS = ("ternary", "ternary with block scales", "int8", "f32", "f16", "bf16")
@@ -202,6 +203,29 @@ def test_activations_are_quantised_once_for_all_that_share_them():
         assert a.q8_k is a.q8_k
         assert a.q8_0 is a.q8_0
     assert sorted(calls) == ["quantise_int8_token", "quantise_q8_0", "quantise_q8_k"]
+
+
+@pytest.mark.parametrize("how", linear.INT8_TOKEN)
+def test_int8_codes_and_scales_are_those_of_the_reference(how):
+    telling = np.full((1, N_COL), 0.17716536, np.float32)  # 7.5 in float32 after its scale, a little less in truth
+    telling[0, 0] = 3.0
+    x = np.concatenate([inputs_of(), telling, np.zeros((1, N_COL), np.float32)])
+    q, scale, total = Activations(x, plain).int8(how)
+    expected, expected_scale = rounding.int8_token(x, kind=how)
+    assert np.array_equal(q, expected)
+    assert np.array_equal(scale, expected_scale[:, 0])
+    assert np.array_equal(total, expected.sum(axis=1))
+    assert q[-2, 1] == {"int8_token_fused": 7}.get(how, 8)
+
+
+@pytest.mark.parametrize("how", linear.INT8_TOKEN)
+def test_a_token_that_is_not_finite_has_no_scale(how):
+    x = inputs_of()
+    x[1, 3], x[2, 5] = np.nan, np.inf
+    q, scale, total = Activations(x, plain).int8(how)
+    assert np.isnan(scale).tolist() == [i in (1, 2) for i in range(len(x))]
+    assert not q[1:3].any()
+    assert np.array_equal(total, q.sum(axis=1, dtype=np.int32))
 
 
 @pytest.mark.parametrize("device", ["cpu", "plain"])

@@ -39,7 +39,10 @@ def run(script):
 
 @pytest.mark.parametrize(
     ("tap", "activation"),
-    [*((tap, "int8_token") for tap in DEFECTS), ("q", "int8_token_reciprocal"), ("ffn_down", "int8_token_reciprocal")],
+    [
+        *((tap, "int8_token") for tap in DEFECTS),
+        *((tap, kind) for tap in ("q", "ffn_down") for kind in ("int8_token_reciprocal", "int8_token_fused")),
+    ],
 )
 def test_the_script_runs_alone_and_shows_it(tmp_path, tap, activation):
     oracle = Oracle(golden_models.model("b158_a"), numerics={"activation": activation})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reference import rounding
@@ -28,6 +29,27 @@ def test_int8_token_is_the_paper_quantiser(x):
         assert scale[0] == np.float32(127.0 / max(float(np.abs(row).max()), 1e-5))
         for value, integer in zip(row, qs, strict=True):
             assert integer == min(127, max(-128, round(float(np.float32(value * scale[0])))))  # round: half to even
+
+
+#: 127 / 3 is no float32; its product with the next value is half an integer in float32, and a little less in truth.
+TELLING = np.array([[3.0, 0.17716536, -0.17716536]], np.float32)
+
+
+@given(rows(20))
+@example(TELLING)
+@settings(deadline=None)
+def test_a_fused_product_is_rounded_once(x):
+    q, s = rounding.int8_token(x, kind="int8_token_fused")
+    assert np.array_equal(s, rounding.int8_token(x)[1])
+    for row, qs, scale in zip(x, q, s, strict=True):
+        exact = [Fraction(float(value)) * Fraction(float(scale[0])) for value in row]
+        assert qs.tolist() == [min(127, max(-128, round(value))) for value in exact]
+
+
+def test_a_fused_product_makes_no_ties():
+    rounded, fused = (rounding.int8_token(TELLING, kind=kind)[0] for kind in ("int8_token", "int8_token_fused"))
+    assert rounded.tolist() == [[127, 8, -8]]
+    assert fused.tolist() == [[127, 7, -7]]
 
 
 @given(rows(256))
