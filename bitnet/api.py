@@ -11,6 +11,7 @@ import psutil
 
 from bitnet.architecture import read_config
 from bitnet.bitnet_model import BitNetModel
+from bitnet.compiled import AheadOfTime
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import UsageError
 from bitnet.gguf import GGUF, GGMLType
@@ -81,6 +82,7 @@ def load(
     isa: str | None = None,
     packed_cache: bool = True,
     on_packing: Callable[[int, int], None] = lambda *_: None,
+    compile_ahead: bool = False,
 ) -> BitNetModel:
     """Open a GGUF file, or the folder of a Hugging Face checkpoint.
 
@@ -97,6 +99,8 @@ def load(
         packed_cache: Whether packed weights may be kept for the next start, and taken from there; see
             `bitnet.packed_cache`. Results do not depend on it.
         on_packing: Told how many matrices are packed, of how many.
+        compile_ahead: Whether the pass is compiled, or fetched from the cache of compiled code, by a thread while
+            weights are packed, not when it is first needed. A program that ends before waits for it.
 
     Raises:
         UsageError: No path, or a device, a thread count or kernels without meaning here.
@@ -121,7 +125,16 @@ def load(
     weights, kept = _read(gguf, config, place, device)
     chosen = numerics or default_numerics(gguf, weights)
     backend = Backend(device, n_threads or default_threads(), variant)
-    weights = weights.packed(backend, on_packing)
+    ahead = AheadOfTime(weights, backend, chosen) if compile_ahead else None
+
+    def packing(done: int, total: int) -> None:
+        if ahead is not None:
+            ahead.start()  # after the first matrix: the kernels that pack are compiled by then
+        on_packing(done, total)
+
+    weights = weights.packed(backend, packing)
+    if ahead is not None:
+        ahead.start()
     if place is not None and not kept:
         place.keep(weights)
     gguf.release()

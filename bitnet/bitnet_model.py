@@ -50,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     isa: str | None
     packed_cache: bool
     on_packing: Callable[[int, int], None]
+    compile_ahead: bool
 
 
 class BitNetModel:

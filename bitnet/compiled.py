@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bitnet.config import ModelConfig, Numerics
 from bitnet.kernels.alignment import aligned
@@ -125,28 +126,31 @@ class CompiledLayers:
             lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments)
         )
 
-    def _inputs_shape(self, n_token: int, rows: int) -> tuple[int, int]:
-        """What `ternary.prepare` needs: `ternary.inputs_shape`, which is compiled for kernels alone."""
+    def _product_shapes(self, n_token: int, rows: int) -> tuple[tuple[int, int], int]:
+        """What products need: `ternary.inputs_shape` and `ternary.n_sums`, which are compiled for kernels alone."""
         from bitnet.kernels import by_tokens, strategies, ternary
 
         variant = self.backend.variant
         packed, tile = strategies.of(variant)[0], TILES[variant.layout]
         if n_token <= ternary.DIRECT:
-            return rows, packed.table_bytes * self._most_tiles
+            return (rows, packed.table_bytes * self._most_tiles), ternary.SUMS
         if by_tokens.has_triples(packed) and n_token > by_tokens.ENOUGH:
-            return -(-n_token // by_tokens.BLOCK) * by_tokens.BLOCK, tile.columns * self._most_tiles
-        return rows, 0
+            blocks = -(-n_token // by_tokens.BLOCK)
+            return (blocks * by_tokens.BLOCK, tile.columns * self._most_tiles), by_tokens.SUMS
+        return (rows, 0), ternary.SUMS
 
     def _scratch(self, n_token: int, n_threads: int) -> tuple[list[NDArray[Any]], int]:
         """Room for all intermediates, the last pass's if it had as many tokens; and the bytes of a token's tables."""
         if self._kept_for == (n_token, n_threads):
             return self._kept
+        from bitnet.kernels import ternary
+
         c = self.config
         rows = max(n_token, n_threads)
-        made: list[NDArray[Any]] = []
+        inputs, n_sums = self._product_shapes(n_token, rows)
+        made = [aligned((n_threads, ternary.DIGITS), np.int8), aligned((n_threads, n_sums), np.int32)]
         for n, padded in zip((c.n_embd, c.n_q, c.n_ff), self._padded, strict=True):
             made += [aligned((rows, n), np.float32), aligned((rows, padded), np.int8, zeros=True)]
-        inputs = self._inputs_shape(n_token, rows)
         made.append(aligned(inputs, np.int8))
         made += [np.empty(rows, np.float32), np.empty(rows, np.int32)]
         widths = (c.n_q, c.n_kv, c.n_kv, c.n_q, c.n_ff, c.n_ff, c.n_ff, c.n_embd)
@@ -157,6 +161,50 @@ class CompiledLayers:
 
 def _vector(norm: Float32 | None) -> Float32:
     return np.empty(0, np.float32) if norm is None else norm
+
+
+class AheadOfTime:
+    """A thread that compiles what a network will need, or fetches it from the cache of compiled code.
+
+    What goes wrong there goes wrong again where it is needed, and is told there.
+    """
+
+    def __init__(self, weights: Weights, backend: Backend, numerics: Numerics) -> None:
+        suit = all(isinstance(m, TernaryMatrix) and m.block_scale is None for m in weights.projections())
+        wanted = suit and backend.device == "cpu" and numerics.activation == "int8_token"
+        self._thread = Thread(target=self._run, args=(backend, numerics), name="bitnet-compile") if wanted else None
+
+    def start(self) -> None:
+        """Begin, if that has not been done."""
+        if self._thread is not None and self._thread.ident is None:
+            self._thread.start()
+
+    def join(self) -> None:
+        """Wait until it is done."""
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self, backend: Backend, numerics: Numerics) -> None:
+        with contextlib.suppress(Exception):
+            _pass_of_nothing(backend, numerics)
+
+
+def _pass_of_nothing(backend: Backend, numerics: Numerics) -> None:
+    """A call of the compiled pass with no layers, which compiles it for arrays of the types that it is called with."""
+    from bitnet.kernels import barrier, graph
+
+    def zeros(*dtypes: DTypeLike) -> list[NDArray[Any]]:
+        return [np.zeros(1, dtype) for dtype in dtypes]
+
+    f32, i8, i32, i64 = np.float32, np.int8, np.int32, np.int64
+    sizes = np.ones(graph.N_SIZE, np.int64)
+    sizes[graph.N_LAYER] = 0
+    stored = np.uint16 if numerics.kv == "f16" else f32
+    graph.layers(
+        backend.variant, 0, 1, barrier.new_barrier(1), barrier.new_counters(1), sizes, f32(1), f32(1),
+        *zeros(i64, i64, f32, *4 * [f32], f32, f32, i64, i64, np.bool_, i32, stored, stored),
+        *zeros(i8, i32, *3 * [f32, i8], i8, f32, i32, *8 * [f32], f32),
+    )  # fmt: skip
 
 
 def compile_layers(

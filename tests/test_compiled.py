@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bitnet
+from bitnet import compiled
 from bitnet.cache import KVCache
 from bitnet.cache_pool import KVPool
+from bitnet.compiled import AheadOfTime
 from bitnet.config import BITNET_CPP, Numerics
 from bitnet.kernels.variants import VARIANTS, runs_here
 from bitnet.model import keep
@@ -116,3 +118,41 @@ def test_two_callers_at_once(network):
     with ThreadPoolExecutor(4) as pool:
         made = [pool.submit(lambda: network.forward(IDS, network.new_cache(len(IDS)))) for _ in range(8)]
         assert all(np.array_equal(done.result(60), expected) for done in made)
+
+
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_what_is_compiled_ahead_is_what_is_called(numerics):
+    from bitnet.kernels import graph  # numba
+
+    model = bitnet.load(MODELS["sub-norms"], numerics=NUMERICS[numerics], compile_ahead=True)
+    ahead = AheadOfTime(model.weights, model.network.backend, NUMERICS[numerics])
+    ahead.start()
+    ahead.join()
+    types = set(graph.layers.signatures)
+    assert types
+    for ids in (IDS[:1], IDS[:5], IDS[:20], IDS):
+        model.logits(ids)
+    assert set(graph.layers.signatures) == types
+
+
+@pytest.mark.parametrize("change", [{"device": "plain"}, {"numerics": Numerics(activation="none")}])
+def test_nothing_is_compiled_for_what_is_not_called(change):
+    model = bitnet.load(MODELS["sub-norms"], **change)
+    ahead = AheadOfTime(model.weights, model.network.backend, model.network.numerics)
+    ahead.start()
+    ahead.join()
+    assert model.network.compiled is None
+    assert ahead._thread is None
+
+
+def test_what_goes_wrong_ahead_is_told_where_it_is_needed(monkeypatch):
+    model = bitnet.load(MODELS["sub-norms"])
+
+    def fails(*_):
+        raise RuntimeError("no memory for the compiler")
+
+    monkeypatch.setattr(compiled, "_pass_of_nothing", fails)
+    ahead = AheadOfTime(model.weights, model.network.backend, model.network.numerics)
+    ahead.start()
+    ahead.join()
+    assert np.isfinite(model.logits(IDS[:3])).all()

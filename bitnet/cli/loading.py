@@ -46,6 +46,7 @@ def load(
             "tokenizer": tokenizer,
             "packed_cache": packed_cache,
             "on_packing": packing.tell,
+            "compile_ahead": True,
         }
         if Path(name).exists():
             return bitnet.load(name, **options)

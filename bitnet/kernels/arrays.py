@@ -33,13 +33,14 @@ def _array(context: Any, builder: Any, type_: Any, data: Any, n: Any) -> Any:
 
 @intrinsic
 def part(typingctx: Any, array: Any, at: Any, n: Any) -> Any:
-    """Elements [at, at + n) of a flat array, which must outlive them."""
+    """Elements [at, at + n) of a flat array, which must outlive them; to be written only if it may be."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         return _array(context, builder, signature.return_type, builder.gep(data, [args[1]]), args[2])
 
-    return array(array, types.intp, types.intp), build
+    kind = types.Array(array.dtype, 1, "C")  # one type for arrays that may be written and others: one compilation
+    return kind(array, types.intp, types.intp), build
 
 
 @intrinsic

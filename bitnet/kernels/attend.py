@@ -14,7 +14,7 @@ import numpy as np
 from bitnet.kernels import head as rows
 from bitnet.kernels import scalars, simd, simd64
 from bitnet.kernels.arrays import part
-from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.compile import device, inlined, kernel
 
 _f32 = np.float32
 
@@ -22,15 +22,13 @@ _f32 = np.float32
 TOKENS = 4
 
 
-@device
-def find_rows(pages, at, first, n_kv, size, kv, seen, groups):
-    """Where every sixteen entries of a key-value head begin, in rows of the keys, to groups[entry // 16].
+@inlined
+def _row(pages, at, first, pitch, size, group):
+    """The row of keys where sixteen entries begin.
 
-    pages[at:] are the sequence's, counted from row `first` on.
+    pages[at:] are the sequence's; a page is `pitch` rows, `size` of them of this key-value head, from `first` on.
     """
-    for entry in range(0, seen, 16):
-        page = np.int64(pages[at + entry // size])
-        groups[entry // 16] = first + (page * n_kv + kv) * size + entry % size
+    return first + np.int64(pages[at + 16 * group // size]) * pitch + 16 * group % size
 
 
 @device
@@ -53,13 +51,15 @@ def _two_scores(flat_q, flat_k, width, at_q, row, count, probs, to, stride):
 
 
 @device
-def _scores(flat_q, flat_k, groups, width, n, at_q, next_token, n_token, seen, probs, stride):
+def _scores(
+    flat_q, flat_k, pages, at_pages, first, pitch, size, width, n, at_q, next_token, n_token, seen, probs, stride
+):
     """Products of the queries of n heads and of some tokens with the entries seen, to probs[query · stride + entry].
 
     The queries of a token are side by side, those of the next one `next_token` further. A group of keys is read once.
     """
     for g in range((seen + 15) // 16):
-        row, count = groups[g], min(16, seen - 16 * g)
+        row, count = _row(pages, at_pages, first, pitch, size, g), min(16, seen - 16 * g)
         for t in range(n_token):
             here, to = at_q + t * next_token, t * n * stride + 16 * g
             for h in range(0, n - 1, 2):
@@ -128,12 +128,13 @@ def _softmax(probs, at_probs, n, stride, seen, scale, round_probs):
 
 
 @device
-def _turn(flat_v, groups, width, seen, turned):
+def _turn(flat_v, pages, at_pages, first, pitch, size, width, seen, turned):
     """The values of the entries seen in the order in which sums want them: turned[columns of 16, lane, group, 16]."""
     n_group = (seen + 15) // 16
     for g in range(n_group):
+        row = _row(pages, at_pages, first, pitch, size, g)
         for lane in range(min(16, seen - 16 * g)):
-            at = (groups[g] + lane) * width
+            at = (row + lane) * width
             for column in range(0, width, 16):
                 simd.store_f32(turned, ((column + lane) * n_group + g) * 16, simd.load(flat_v, at + column))
 
@@ -200,18 +201,17 @@ def heads(
     n_group = (n_seen + 15) // 16
     probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
     sums, turned = np.empty(256 * group, np.float32), np.empty(16 * n_group * width, np.float32)
-    groups = np.empty(n_group, np.int64)
-    next_token = n_head * width
+    next_token, pitch = n_head * width, n_kv * size
     for kv in range(head // group, (end + group - 1) // group):
-        find_rows(pages, at_pages, first_row, n_kv, size, kv, n_seen, groups)
-        _turn(values, groups, width, n_seen, turned)
+        row = first_row + kv * size
+        _turn(values, pages, at_pages, row, pitch, size, width, n_seen, turned)
         first, last = max(head, kv * group), min(end, (kv + 1) * group)
         n = last - first
         for begin in range(0, n_token, TOKENS):
             together = min(TOKENS, n_token - begin)
             seen, at = start + begin + together, at_q + begin * next_token + first * width
             stride = (seen + 31) // 16 * 16
-            _scores(q, keys, groups, width, n, at, next_token, together, seen, probs, stride)
+            _scores(q, keys, pages, at_pages, row, pitch, size, width, n, at, next_token, together, seen, probs, stride)
             for t in range(together):
                 mine, seen = t * n * stride, start + begin + t + 1
                 _softmax(probs, mine, n, stride, seen, scale, round_probs)

@@ -193,8 +193,9 @@ def norm_row(x, at, n, weight, at_weight, eps, out, to):
 def rms_norm(x, weight, eps, out):
     """X / √(mean(x²) + eps) · weight; squares summed in float64, the rest in float32."""
     flat_x, flat_out, n = x.reshape(-1), out.reshape(-1), x.shape[1]
+    factors = part(weight, 0, n)
     for t in range(x.shape[0]):
-        norm_row(flat_x, t * n, n, weight, 0, eps, flat_out, t * n)
+        norm_row(flat_x, t * n, n, factors, 0, eps, flat_out, t * n)
 
 
 @device

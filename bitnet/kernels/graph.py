@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -163,7 +162,7 @@ def layers(
     variant, thread, n_threads, state, counters, sizes, eps, attention_scale,
     matrices, shapes, scales, attn_norm, attn_sub_norm, ffn_norm, ffn_sub_norm,
     cos, sin, borders, entries, round_probs, pages, keys, values,
-    h, q8, h_q, q8_q, h_ff, q8_ff, tables, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
+    digits, sums, h, q8, h_q, q8_q, h_ff, q8_ff, tables, scale8, total8, q, k, v, kqv, gate, up, act, y, x,
 ):  # fmt: skip
     """All layers, in place: x [T, n_embd] from the embedding to the last residual. Shapes are those of flat arrays.
 
@@ -177,14 +176,16 @@ def layers(
     round_probs                  [n_sequence]: whether probabilities are rounded to binary16
     pages                        [n_sequence, pages of a sequence]
     keys, values                 [n_layer, n_page, n_head_kv, page, head_dim]
+    digits, sums                 scratch of every thread, as in `ternary.py`
     h … total8                   scratch of max(T, n_threads) rows; codes are as wide as the tiles, zero where padded,
                                  and tables are what `ternary.prepare` writes
     q … y                        scratch of T rows
     """
     n_embd, n_q, n_ff, width = sizes[N_EMBD], sizes[N_Q], sizes[N_FF], sizes[HEAD_DIM]
     n_token, n_head, n_head_kv, stride = x.size // n_embd, n_q // width, sizes[N_KV] // width, sizes[TABLE_BYTES]
-    digits, sums = np.empty(ternary.DIGITS, np.int8), np.empty(ternary.n_sums(variant, n_token), np.int32)
-    nothing = x[:0]
+    digits = part(digits, thread * ternary.DIGITS, ternary.DIGITS)
+    n_sums = sums.size // n_threads
+    sums, nothing = part(sums, thread * n_sums, n_sums), part(x, 0, 0)
     first, last = _share(n_head, thread, n_threads)
     begin, end = _share(n_token * n_ff, thread, n_threads)
     for il in range(sizes[N_LAYER]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bitnet.kernels.arrays import part
 from bitnet.kernels.compile import device, kernel
 
 _LOW = np.uint32(0x03030303)
@@ -133,38 +134,43 @@ def unpack_base3(data, begin, end, codes):
 
 
 @device
-def _columns_of(codes, first_row, first_column, digits):
-    """Digits [384, 32] of 384 columns × 32 rows, in the order of a tile's bytes; 1 beyond the matrix."""
-    n_row, n_byte = codes.shape
+def _columns_of(codes, n_row, n_byte, first_row, first_column, digits):
+    """Digits [384, 32] of 384 columns × 32 rows, in the order of a tile's bytes; 1 beyond the matrix; both flat."""
     for group in range(3):
         for byte in range(32):
             at = 32 * (first_column // 128 + group) + byte
+            found = part(digits, 32 * (128 * group + byte), 32 * 97)
             for r in range(32):
                 row, to = first_row + r, 16 * (r // 4 % 2) + 4 * (r // 8) + r % 4
-                digits[128 * group + byte, to] = codes[row, at] if row < n_row and at < n_byte else np.uint8(0x55)
+                inside = row < n_row and at < n_byte
+                found[to] = codes[row * n_byte + at] if inside else np.uint8(0x55)
             for to in range(32):
-                code = digits[128 * group + byte, to]
-                digits[128 * group + byte, to] = code >> np.uint8(6)
-                digits[128 * group + 32 + byte, to] = (code >> np.uint8(4)) & np.uint8(3)
-                digits[128 * group + 64 + byte, to] = (code >> np.uint8(2)) & np.uint8(3)
-                digits[128 * group + 96 + byte, to] = code & np.uint8(3)
+                code = found[to]
+                found[to] = code >> np.uint8(6)
+                found[32 * 32 + to] = (code >> np.uint8(4)) & np.uint8(3)
+                found[32 * 64 + to] = (code >> np.uint8(2)) & np.uint8(3)
+                found[32 * 96 + to] = code & np.uint8(3)
 
 
 @kernel
 def pack_triples(codes, begin, end, data):
     """Rows of tiles [begin, end) of data [row tiles, ceil(n_col / 24), 160]."""
-    digits = np.empty((384, 32), np.uint8)
+    digits = np.empty(384 * 32, np.uint8)
+    n_row, n_byte, n_tile, n = codes.shape[0], codes.shape[1], data.shape[1], data.shape[2]
+    flat_codes, flat = codes.reshape(-1), data.reshape(-1)
     for tile_row in range(begin, end):
-        for first in range(0, data.shape[1], 16):
-            _columns_of(codes, 32 * tile_row, 24 * first, digits)
-            for tile in range(min(16, data.shape[1] - first)):
-                to = data[tile_row, first + tile]
-                to[:] = 0
+        for first in range(0, n_tile, 16):
+            _columns_of(flat_codes, n_row, n_byte, 32 * tile_row, 24 * first, digits)
+            for tile in range(min(16, n_tile - first)):
+                to = (tile_row * n_tile + first + tile) * n
+                for i in range(n):
+                    flat[to + i] = 0
+                signs = part(flat, to + 128, 32)
                 for at in range(8):
-                    a, b, c = digits[24 * tile + 3 * at], digits[24 * tile + 3 * at + 1], digits[24 * tile + 3 * at + 2]
+                    column = 32 * (24 * tile + 3 * at)
+                    a, b, c = part(digits, column, 32), part(digits, column + 32, 32), part(digits, column + 64, 32)
+                    entries = part(flat, to + 32 * (at // 2), 32)
                     shift, bit = np.uint8(4 * (at % 2)), np.uint8(7 - at)
-                    entries = to[32 * (at // 2) : 32 * (at // 2) + 32]
-                    signs = to[128:]
                     for i in range(32):
                         v = np.int8(a[i] + np.uint8(3) * b[i] + np.uint8(9) * c[i]) - np.int8(13)
                         entries[i] |= np.uint8(abs(v)) << shift
