@@ -8,7 +8,7 @@ bootstrap interval, and ratios are of medians of the same run.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -54,12 +54,14 @@ class Row:
         engine: Who.
         seconds: Of each repetition.
         weight_bytes: Read from memory for one step of decoding, or None where it is not known.
+        memory: Bytes a second that as many threads read just before each repetition; empty where that was not measured.
     """
 
     engine: str
     task: Task
     seconds: tuple[float, ...]
     weight_bytes: int | None = None
+    memory: tuple[float, ...] = ()
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -79,14 +81,18 @@ class Row:
         low, high = np.quantile(drawn, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
         return float(low), float(high)
 
-    def share(self, bandwidth: Mapping[int, float]) -> float | None:
-        """How much of the speed that memory allows a decode step reaches; None for what is not bound by memory."""
-        limit = bandwidth.get(self.task.threads)
-        if limit is None or self.weight_bytes is None or self.task.what != "decode" or self.task.batch > 1:
-            return None
-        return self.rate * self.weight_bytes / limit
+    @property
+    def share(self) -> float | None:
+        """How much of the speed that memory allows a decode step reaches; None for what is not bound by memory.
 
-    def to_dict(self, bandwidth: Mapping[int, float]) -> dict[str, Any]:
+        The median over repetitions, each against what memory gave just before: on a shared machine that changes.
+        """
+        if not self.memory or self.weight_bytes is None or self.task.what != "decode" or self.task.batch > 1:
+            return None
+        pairs = zip(self.rates, self.memory, strict=True)
+        return statistics.median(rate * self.weight_bytes / limit for rate, limit in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return {
             "engine": self.engine,
@@ -95,7 +101,8 @@ class Row:
             "tokens_per_second": self.rate,
             "interval": list(self.interval),
             "weight_bytes": self.weight_bytes,
-            "share_of_bandwidth": self.share(bandwidth),
+            "memory_bytes_per_second": list(self.memory),
+            "share_of_bandwidth": self.share,
         }
 
 
@@ -121,6 +128,7 @@ def alternate(
     tasks: Sequence[Task],
     repeats: int,
     say: Callable[[int, int, str], None] = lambda *_: None,
+    memory: Callable[[int], float] | None = None,
 ) -> list[Row]:
     """Time every engine on every task, in turn, after one round to warm up.
 
@@ -129,23 +137,41 @@ def alternate(
         tasks: One after the other.
         repeats: Timed rounds of each task.
         say: Told rounds done, rounds in all, and what comes.
+        memory: Bytes a second that so many threads can read, measured before each repetition of decoding.
     """
     rows = []
     total, done = len(tasks) * (repeats + 1) * len(engines), 0
     for task in tasks:
         seconds: dict[str, list[float]] = {engine.name: [] for engine in engines}
+        read: dict[str, list[float]] = {engine.name: [] for engine in engines}
         for round_ in range(repeats + 1):
             for engine in engines:
                 say(done, total, f"{task.name}, {task.threads} thread(s): {engine.name}")
+                if round_ and memory is not None and task.what == "decode":
+                    read[engine.name].append(memory(task.threads))
                 took = engine.seconds(task)
                 if round_:
                     seconds[engine.name].append(took)
                 done += 1
         rows += [
-            Row(engine=e.name, task=task, seconds=tuple(seconds[e.name]), weight_bytes=e.weight_bytes(task))
+            Row(
+                engine=e.name,
+                task=task,
+                seconds=tuple(seconds[e.name]),
+                weight_bytes=e.weight_bytes(task),
+                memory=tuple(read[e.name]),
+            )
             for e in engines
         ]
     return rows
+
+
+def bandwidth(rows: Sequence[Row]) -> dict[int, float]:
+    """The median of what so many threads read from memory, by threads."""
+    read: dict[int, list[float]] = {}
+    for row in rows:
+        read.setdefault(row.task.threads, []).extend(row.memory)
+    return {n: statistics.median(rates) for n, rates in sorted(read.items()) if rates}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -231,19 +231,18 @@ def _measure(
                 tasks,
                 repeats,
                 lambda done, total, what: bar.update(task, completed=done, total=total, description=what),
+                memory=lambda n: measure(n, trials=2),
             )
         finally:
             for engine in engines:
                 if isinstance(engine, LlamaCpp):
                     engine.close()
-        bar.update(task, description="memory")
-        bandwidth = {n: measure(n) for n in sorted({t.threads for t in tasks})}
-    made = document(file, rows, bandwidth, head.value)
+    made = document(file, rows, head.value)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
     if output is Format.json:
         print(json.dumps(made, indent=2))
     else:
-        show(rows, bandwidth, head.value)
+        show(rows, head.value)
     return rows

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bitnet import __version__
 from bitnet.cli.output import table
 from bitnet.kernels.variants import choose
-from crossval.benchmark import SCHEMA, Head, Ratio, Row, Task, ratios, slowdowns
+from crossval.benchmark import SCHEMA, Head, Ratio, Row, Task, bandwidth, ratios, slowdowns
 from crossval.environment import cpu_name
 
 
-def document(model: Path, rows: Sequence[Row], bandwidth: Mapping[int, float], head: Head) -> dict[str, Any]:
+def document(model: Path, rows: Sequence[Row], head: Head) -> dict[str, Any]:
     """Everything that was measured.
 
     Args:
         model: The file.
         rows: Of all engines.
-        bandwidth: Bytes a second that so many threads can read.
         head: How ours read its output head.
     """
     return {
@@ -29,8 +28,8 @@ def document(model: Path, rows: Sequence[Row], bandwidth: Mapping[int, float], h
         "machine": machine(),
         "model": {"file": model.name, "bytes": model.stat().st_size},
         "head": head,
-        "bandwidth": [{"threads": n, "bytes_per_second": rate} for n, rate in bandwidth.items()],
-        "rows": [row.to_dict(bandwidth) for row in rows],
+        "bandwidth": [{"threads": n, "bytes_per_second": rate} for n, rate in bandwidth(rows).items()],
+        "rows": [row.to_dict() for row in rows],
         "ratios": [_entry(task, found) for task, found in ratios(rows, "bitnet").items()],
         "slowdowns": [_entry(task, found) for task, found in slowdowns(rows, "bitnet").items()],
     }
@@ -51,13 +50,13 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu_name(), "arch": platform.machine(), "isa": choose().id}
 
 
-def show(rows: Sequence[Row], bandwidth: Mapping[int, float], head: Head) -> None:
+def show(rows: Sequence[Row], head: Head) -> None:
     """The table: medians, intervals, shares of what memory allows, ratios."""
     found = ratios(rows, "bitnet")
     shown = []
     for row in rows:
         low, high = row.interval
-        share = row.share(bandwidth)
+        share = row.share
         ratio = found.get(row.task) if row.engine == "bitnet" else None
         shown.append(
             (
@@ -72,8 +71,8 @@ def show(rows: Sequence[Row], bandwidth: Mapping[int, float], head: Head) -> Non
         )
     columns = ("what", "threads", "engine", "tokens/s", "95 %", "of memory", "ratio")
     table(columns, shown, right=(1, 3, 4, 5, 6))
-    for n, rate in bandwidth.items():
-        print(f"memory, {n} thread(s): {rate / 1e9:.1f} GB/s")
+    for n, rate in bandwidth(rows).items():
+        print(f"memory, {n} thread(s): {rate / 1e9:.1f} GB/s, the median of what was read before each repetition")
     mine = "bitnet" if head == "screened" else "bitnet, full head"
     lines = [f"{task.name}, {task.threads} thread(s): {r} × {r.peer}" for task, r in found.items()]
     lines += [f"{t.name}, {t.threads} thread(s): {r} × {r.peer}" for t, r in slowdowns(rows, "bitnet").items()]

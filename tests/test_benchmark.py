@@ -1,10 +1,11 @@
 """Rates, intervals, shares and turns."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
-from crossval.benchmark import Row, Task, alternate, ratio, ratios, slowdowns
+from crossval.benchmark import Row, Task, alternate, bandwidth, ratio, ratios, slowdowns
 
 DECODE = Task(what="decode", tokens=100, threads=2)
 
@@ -41,9 +42,10 @@ def test_the_ratio_is_to_the_best_of_the_others():
 
 
 def test_rates_count_all_sequences():
-    row = Row(engine="bitnet", task=Task(what="decode", tokens=10, threads=1, batch=4), seconds=(2.0,))
+    task = Task(what="decode", tokens=10, threads=1, batch=4)
+    row = Row(engine="bitnet", task=task, seconds=(2.0,), weight_bytes=1000, memory=(1e9,))
     assert row.rate == 20
-    assert row.share({1: 1e9}) is None
+    assert row.share is None
 
 
 def test_an_interval_holds_the_median_and_is_the_same_twice():
@@ -55,10 +57,32 @@ def test_an_interval_holds_the_median_and_is_the_same_twice():
 
 
 def test_the_share_is_of_what_memory_allows():
-    row = Row(engine="bitnet", task=DECODE, seconds=(1.0,), weight_bytes=1000)
-    assert row.share({2: 200_000.0}) == pytest.approx(0.5)
-    assert row.share({1: 200_000.0}) is None
-    assert Row(engine="x", task=DECODE, seconds=(1.0,)).share({2: 1.0}) is None
+    row = Row(engine="bitnet", task=DECODE, seconds=(1.0, 2.0, 4.0), weight_bytes=1000, memory=(2e5, 2e5, 2e5))
+    assert row.share == pytest.approx(0.25)
+    assert replace(row, weight_bytes=None).share is None
+    assert replace(row, memory=()).share is None
+    assert replace(row, task=Task(what="prefill", tokens=100, threads=2)).share is None
+
+
+def test_a_slow_minute_is_slow_for_memory_too():
+    """A repetition is held to what memory gave before it, not to the best of all minutes."""
+    row = Row(engine="bitnet", task=DECODE, seconds=(1.0, 4.0, 4.0), weight_bytes=1000, memory=(2e5, 5e4, 5e4))
+    assert row.share == pytest.approx(0.5)
+    assert bandwidth([row, replace(row, memory=(1e5, 1e5))]) == {2: 1e5}
+    assert bandwidth([replace(row, memory=())]) == {}
+
+
+def test_memory_is_read_before_each_repetition_of_decoding():
+    calls = []
+    engines = [Clock("bitnet", [9, 1, 2] * 2, calls), Clock("other", [9, 2, 4] * 2, calls)]
+
+    def memory(threads):
+        calls.append("memory")
+        return 1e9 * threads
+
+    rows = alternate(engines, [DECODE, Task(what="prefill", tokens=5, threads=1)], 2, memory=memory)
+    assert calls == ["bitnet", "other", *["memory", "bitnet", "memory", "other"] * 2, *["bitnet", "other"] * 3]
+    assert [row.memory for row in rows] == [(2e9, 2e9), (2e9, 2e9), (), ()]
 
 
 def test_tasks_are_named_for_people():
