@@ -101,7 +101,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def drift(session: nox.Session) -> None:
-    """Measure how often known defects are detected, located and named: nox -s drift -- --sample 60."""
+    """Measure how often known defects are detected, located and named: nox -s drift -- --evidence logits."""
     install(session)
     leave(code_of(session, "crossval", "drift", *session.posargs))
 

@@ -178,6 +178,9 @@ def record(
 
 
 def drift(
+    evidence: Annotated[
+        str, typer.Option(help="What the engines show: operations, logits alone, or greedy ids alone.")
+    ] = "operations",
     sample: Annotated[int | None, typer.Option(min=1, help="Only so many trials, drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="First seed: the same seed makes the same trials.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each single defect, on each model.")] = 3,
@@ -199,8 +202,12 @@ def drift(
 
     from bitnet.cli.output import progress
     from crossval.drift import Trial, plan, study, subjects
-    from crossval.drift_table import rates, report, table, write
+    from crossval.drift_outputs import JUDGES
+    from crossval.drift_table import EVIDENCE, rates, report, table, write
 
+    shown = next((one for one in EVIDENCE if one == evidence), None)
+    if shown is None:
+        raise UsageError(f"{evidence!r} is no evidence", where="--evidence", remedy=", ".join(EVIDENCE))
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     with progress("what", quiet=quiet) as bar:
@@ -210,15 +217,20 @@ def drift(
             bar.update(task, completed=number, total=total, what=f"{trial.model} {' + '.join(trial.defects)}")
 
         trials = study(
-            subjects(FIXTURES, work), list(plan(seeds, pairs, clean, seed)), sample=sample, seed=seed, done=done
+            subjects(FIXTURES, work),
+            list(plan(seeds, pairs, clean, seed)),
+            sample=sample,
+            seed=seed,
+            judge=JUDGES[shown],
+            done=done,
         )
-    made = report(trials, first_seed=seed, seconds=time.monotonic() - began)
+    made = report(trials, first_seed=seed, seconds=time.monotonic() - began, evidence=shown)
     write(made, out)
     if output is Format.json:
         print(json.dumps(made, indent=2))
     else:
-        Console(highlight=False).print(table(trials))
-    raise typer.Exit(0 if all(rate.met for rate in rates(trials)) else 1)
+        Console(highlight=False).print(table(trials, shown))
+    raise typer.Exit(0 if all(rate.met for rate in rates(trials, shown)) else 1)
 
 
 def quality(

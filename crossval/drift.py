@@ -10,7 +10,7 @@ so is one of a pair that the other hides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from time import process_time
@@ -63,6 +63,8 @@ class Trial:
         expected, found: Place of the first wrong operation, as the twin says and as it was located.
         causes: Names of the first cause.
         attributed: Whether they are the defects, with their numbers and tensors.
+        named: Whether the first cause is good enough to be claimed.
+        together: Whether the defects are told as having the same effect as the first cause, where they are not it.
         explained, margin: As the attribution says.
         seconds: Of the attribution.
     """
@@ -77,6 +79,8 @@ class Trial:
     found: str = ""
     causes: tuple[str, ...] = ()
     attributed: bool = False
+    named: bool = False
+    together: bool = False
     explained: float = 0.0
     margin: float = 0.0
     seconds: float = 0.0
@@ -84,11 +88,30 @@ class Trial:
     @property
     def located(self) -> bool:
         """Whether the first wrong operation is the right one."""
-        return self.detected and self.expected == self.found
+        return self.detected and bool(self.expected) and self.expected == self.found
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "defects": list(self.defects), "causes": list(self.causes), "located": self.located}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """An engine to be tried on.
+
+    Attributes:
+        request: What it is asked.
+        names: Of what was put in.
+        defects: The same, as hypotheses.
+        mutant: The engine; None where there is none.
+        hidden: Why there is none.
+    """
+
+    request: Request
+    names: tuple[str, ...]
+    defects: tuple[Hypothesis, ...] = ()
+    mutant: Mutant | None = None
+    hidden: str = ""
 
 
 class Subject:
@@ -113,31 +136,36 @@ class Subject:
             return self.prompts[int(rng.integers(len(self.prompts)))][:n]
         return tuple(int(i) for i in rng.integers(0, self.oracle.n_vocab, n))
 
-    def trial(self, kind: Kind, seed: int, entry: int = 0) -> Trial:
-        """Make one mutant and try everything on it; the same arguments make the same trial."""
+    def make(self, kind: Kind, seed: int, entry: int = 0) -> Made:
+        """One mutant; the same arguments make the same one."""
         rng = np.random.default_rng((seed, entry, ("single", "pair", "clean").index(kind), len(self.name)))
         ids = self.ids(rng)
         n_batch = int(rng.integers(len(ids) // 2, len(ids) + 1))
         request = Request(ids=ids, n_batch=n_batch, taps=True)
         defects = self._defects(kind, entry, rng)
         if defects is None:
-            return Trial(
-                model=self.name, seed=seed, kind=kind, defects=(CATALOGUE[entry].name,), hidden="no such model"
-            )
+            return Made(request=request, names=(CATALOGUE[entry].name,), hidden="no such model")
+        mutant = Mutant.of(variant_of(self.oracle, *defects), seed)
+        return Made(request=request, names=names_of(defects), defects=defects, mutant=mutant)
+
+    def trial(self, kind: Kind, seed: int, entry: int = 0) -> Trial:
+        """Make one mutant and try everything on it; the same arguments make the same trial."""
+        made = self.make(kind, seed, entry)
+        request, defects = made.request, made.defects
+        aside = Trial(model=self.name, seed=seed, kind=kind, defects=made.names, hidden=made.hidden)
+        if made.mutant is None:
+            return aside
         try:
-            taps = Mutant.of(variant_of(self.oracle, *defects), seed).run(request).taps
+            taps = made.mutant.run(request).taps
         except ReferenceUnavailableError as error:
-            return Trial(model=self.name, seed=seed, kind=kind, defects=_names(defects), hidden=error.what)
-        names = _names(defects)
+            return replace(aside, hidden=error.what)
         hidden, expected = self._truth(taps, request, defects, seed)
         if hidden:
-            return Trial(model=self.name, seed=seed, kind=kind, defects=names, hidden=hidden)
+            return replace(aside, hidden=hidden)
         wrong = self._wrong(request, taps)
         if kind == "clean":
-            return Trial(
-                model=self.name, seed=seed, kind=kind, defects=names, detected=bool(wrong), found=_place(wrong[:1])
-            )
-        replay = Replay(self.oracle, ids, taps, n_batch=n_batch)
+            return replace(aside, detected=bool(wrong), found=_place(wrong[:1]))
+        replay = Replay(self.oracle, request.ids, taps, n_batch=request.n_batch)
         return self._judged(kind, seed, defects, expected, wrong, explain(replay, budget=BUDGET, clock=process_time))
 
     def _judged(
@@ -150,17 +178,17 @@ class Subject:
         found: Attribution,
     ) -> Trial:
         causes = found.best.hypotheses if found.best else ()
-        right = len(causes) == len(defects) and all(any(same_cause(c, d) for c in causes) for d in defects)
         return Trial(
             model=self.name,
             seed=seed,
             kind=kind,
-            defects=tuple(h.name for h in defects),
+            defects=names_of(defects),
             detected=bool(wrong),
             expected=expected,
             found=_place(wrong[:1]),
-            causes=tuple(h.name for h in causes),
-            attributed=right,
+            causes=names_of(causes),
+            attributed=right(causes, defects),
+            named=found.named,
             explained=max(found.best.explained, 0.0) if found.best else 0.0,
             margin=found.margin,
             seconds=found.seconds,
@@ -243,8 +271,14 @@ class Subject:
         ]
 
 
-def _names(defects: Sequence[Hypothesis]) -> tuple[str, ...]:
-    return tuple(h.name for h in defects)
+def right(causes: Sequence[Hypothesis], defects: Sequence[Hypothesis]) -> bool:
+    """Whether causes are the defects, no more and no fewer."""
+    return len(causes) == len(defects) and all(any(same_cause(c, d) for c in causes) for d in defects)
+
+
+def names_of(hypotheses: Sequence[Hypothesis]) -> tuple[str, ...]:
+    """As they are told."""
+    return tuple(h.name for h in hypotheses)
 
 
 def _place(keys: Sequence[TapKey]) -> str:
@@ -276,21 +310,26 @@ def plan(n_seeds: int, n_pairs: int, n_clean: int, first_seed: int) -> Iterator[
     yield from (("clean", seed, 0) for seed in range(first_seed, first_seed + n_clean))
 
 
+#: What is tried on a mutant of a model.
+Judge = Callable[[Subject, Kind, int, int], Trial]
+
+
 def study(
     models: Sequence[Subject],
     trials: Sequence[tuple[Kind, int, int]],
     *,
     sample: int | None = None,
     seed: int = 0,
+    judge: Judge = Subject.trial,
     done: Callable[[Trial, int, int], None] = lambda *_: None,
 ) -> list[Trial]:
-    """Run trials on every model, or a sample of them drawn by seed."""
+    """Run trials on every model, or a sample of them drawn by seed; `judge` is what is tried on each mutant."""
     every = [(model, *trial) for model in models for trial in trials]
     if sample is not None and sample < len(every):
         chosen = np.random.default_rng(seed).permutation(len(every))[:sample]
         every = [every[i] for i in sorted(chosen.tolist())]
     results = []
     for number, (model, kind, trial_seed, entry) in zip(count(1), every, strict=False):
-        results.append(model.trial(kind, trial_seed, entry))
+        results.append(judge(model, kind, trial_seed, entry))
         done(results[-1], number, len(every))
     return results

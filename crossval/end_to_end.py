@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from crossval import envelope
 from crossval.metrics import Float32, Float64, log_softmax
-from crossval.noise import Noise
+from crossval.noise import SEEDS, Noise, jittered
 from reference.oracle import Oracle
 from reference.runner import Request
 
@@ -24,6 +25,9 @@ from reference.runner import Request
 FLOOR = 3e-7
 #: Relative L2 beyond which being more wrong says nothing more (infinity, NaN, 1e13): unrelated logits are 1 to 2 apart.
 MOST = 10.0
+#: Perturbations that are tried before an engine is called wrong, beyond those that measure the noise: of 100 honest
+#: engines on texts of 14 to 24 tokens, three of those leave 15 called wrong, and these none or one.
+_DRAWS = range(max(SEEDS) + 1, max(SEEDS) + 49)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +79,24 @@ class EndToEnd:
         """Whether the engine differs from the contract at all."""
         return bool(self.judged.any())
 
-    @property
+    @cached_property
     def honest(self) -> bool:
-        """Whether the rung of logits would hold: the engine is as near to the contract as that is to itself."""
+        """Whether there is nothing to explain: the engine is as near to the contract as that is to itself.
+
+        Of a short text one rounding that flips early moves most positions, and a few perturbations may all miss it. So
+        before an engine is called wrong, further ones are tried: one that flips the same rounding reproduces an honest
+        engine to float32, and never one that is wrong.
+        """
+        if self._within(self.contract, float(np.median(self.noise))):
+            return True
+        return any(self._within(self.left(jittered(self.oracle, seed)), 0.0) for seed in _DRAWS)
+
+    def _within(self, left: Float64, noise_median: float) -> bool:
+        """Whether the limits of the rung of logits hold for a distance to the engine."""
         kind, head = self.oracle.numerics["activation"], self.oracle.numerics["head"]
-        middle = envelope.logits_median(kind, float(np.median(self.noise)))
+        middle = envelope.logits_median(kind, noise_median)
         extreme = envelope.logits_max(kind, head, float(self.noise.max()))
-        return middle.holds(float(np.median(self.contract))) and extreme.holds(float(self.contract.max()))
+        return middle.holds(float(np.median(left))) and extreme.holds(float(left.max()))
 
     @property
     def decades(self) -> float:

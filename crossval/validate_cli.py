@@ -48,7 +48,11 @@ _command(
     "bitnet validate infer fixtures/goldens/b158_a.p1.npz --model fixtures/goldens/b158_a.gguf --numerics kv=f16 "
     "--numerics query=f16 --numerics probs=f16_decode --numerics head=f16_decode --numerics rope=f32_iterated",
 )(infer_cli.infer)
-_command("drift", "bitnet validate drift --sample 4 --out build/drift.json --work build/drift")(commands.drift)
+_command(
+    "drift",
+    "bitnet validate drift --sample 4 --out build/drift.json --work build/drift",
+    "bitnet validate drift --evidence logits --sample 2 --out build/drift.json --work build/drift",
+)(commands.drift)
 
 
 @_command(

@@ -13,7 +13,7 @@ from crossval.drift import Trial
 from crossval.drift_table import Rate, check, rates, report, table, wilson, write
 
 
-def trial(kind="single", *, detected=True, attributed=True, hidden="", name="activation=silu"):
+def trial(kind="single", *, detected=True, attributed=True, hidden="", name="activation=silu", **told):
     return Trial(
         model="m",
         seed=1,
@@ -24,6 +24,7 @@ def trial(kind="single", *, detected=True, attributed=True, hidden="", name="act
         expected="q of layer 0",
         found="q of layer 0",
         attributed=attributed,
+        **told,
     )
 
 
@@ -53,6 +54,48 @@ def test_a_study_of_liars_misses_its_promises():
     assert len(rates(good)) == 5
 
 
+def test_liars_on_logits_and_ids_miss_their_promises():
+    """One that sees nothing, one that names something else, one that finds everything possible."""
+    blind = [trial(detected=False, attributed=False), trial("clean", detected=True)]
+    assert [rate.met for rate in rates(blind, "logits")] == [False, False]
+    assert [rate.met for rate in rates(blind, "ids")] == [False, False]
+    other = [trial(attributed=False, named=True), trial("pair", attributed=False, named=True)]
+    met = {rate.what: rate.met for rate in rates(other, "logits")}
+    assert met.pop("detected")
+    assert not any(met.values())
+    anything = [trial(causes=tuple("abcdefgh"), together=True), trial(causes=tuple("abcdefgh"), together=False)]
+    assert {rate.what: rate.met for rate in rates(anything, "ids")} == {
+        "detected": True,
+        "cause among those that fit, one defect": False,
+        "at most five fit, one defect": False,
+    }
+
+
+def test_good_studies_keep_them():
+    good = [trial(named=True), trial("pair", named=True), trial("clean", detected=False)]
+    assert len(rates(good, "logits")) == 6
+    assert all(rate.met for rate in rates(good, "logits"))
+    good = [trial(causes=("activation=silu",), together=True), trial("clean", detected=False)]
+    assert len(rates(good, "ids")) == 4
+    assert all(rate.met for rate in rates(good, "ids"))
+
+
+def test_what_was_told_with_the_cause_is_no_wrong_claim():
+    both = rates([trial(attributed=False, together=True, named=True)], "logits")
+    assert {rate.what: rate.k for rate in both} == {
+        "detected": 1,
+        "cause first, one defect": 0,
+        "cause first or told with it, one defect": 1,
+        "another cause claimed": 0,
+    }
+
+
+def test_the_table_says_on_what_and_what_was_set_aside():
+    trials = [trial(), trial(hidden="moves no logit"), trial(hidden="moves no logit")]
+    assert table(trials, "logits").title == "1 trials on logits alone, 2 set aside (2 moves no logit)"
+    assert table([trial()]).title == "1 trials, 0 set aside (none)"
+
+
 def test_a_report_is_valid_and_written_whole(tmp_path):
     trials = [trial(), trial(name="tensor_zero: blk.0.attn_q.weight"), trial(name="rms_eps=0.001"), trial("clean")]
     made = report(trials, first_seed=1000, seconds=1.5)
@@ -61,6 +104,7 @@ def test_a_report_is_valid_and_written_whole(tmp_path):
     write(made, path)
     assert json.loads(path.read_text()) == made
     assert not list(path.parent.glob("*.part"))
-    with pytest.raises(jsonschema.ValidationError):
-        check({**made, "extra": 1})
+    for wrong in ({"extra": 1}, {"evidence": "words"}):
+        with pytest.raises(jsonschema.ValidationError):
+            check({**made, **wrong})
     assert table(trials).row_count == 4

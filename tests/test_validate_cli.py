@@ -253,11 +253,14 @@ def test_drift(tmp_path):
     done = command_line.run("validate", "drift", "--sample", 2, *places, "--format", "json")
     assert json.loads(done.out) == json.loads((tmp_path / "drift.json").read_text())
     document(done)
+    done = command_line.run("validate", "drift", "--sample", 2, "--evidence", "ids", *places, "--format", "json")
+    assert document(done)["evidence"] == "ids"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("drift", "--evidence", "words"), 2, "'words' is no evidence"),
         (("locate", "--nonsense"), 2, "No such option"),
         (("locate", "--model", "none.gguf"), 3, "none.gguf"),
         (("weights", "--model", liars.MODEL, "--only", "nonesuch"), 2, "no lane has 'nonesuch' in its name"),
