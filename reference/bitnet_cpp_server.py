@@ -20,6 +20,7 @@ import numpy as np
 
 from bitnet import gguf as container
 from reference import bitnet_cpp_build
+from reference.bitnet_cpp import quantiser
 from reference.ggml import digest, file_sha256, mapped_libraries
 from reference.llama_cpp import ACTIVATION_OF
 from reference.recorded import BITNET_CPP_NUMERICS
@@ -253,7 +254,7 @@ class BitnetCppServer:
             version=bitnet_cpp_build.version_of(self._root()),
             library_sha256=digest(libraries or (self._binary,)),
             obtained="server",
-            numerics=self._numerics(fork=fork),
+            numerics=self._numerics(libraries, fork=fork),
             model_sha256=file_sha256(self._path),
             log_probabilities=True,
             detail={
@@ -270,10 +271,14 @@ class BitnetCppServer:
         """The checkout that the program lies in, if any."""
         return next((p for p in self._binary.resolve().parents if (p / ".git").exists()), self._binary.parent)
 
-    def _numerics(self, *, fork: bool) -> dict[str, str]:
+    def _numerics(self, libraries: Sequence[Path], *, fork: bool) -> dict[str, str]:
         """How it rounds: as bitnet.cpp does, and with one row at a time in the head, whatever the batch."""
         kind = self._types.get("blk.0.attn_q.weight", "f32")
-        activation = "int8_token" if kind in {"i2_s", "tl1", "tl2"} else ACTIVATION_OF.get(kind, "none")
+        activation = ACTIVATION_OF.get(kind, "none")
+        if kind in {"i2_s", "tl1", "tl2"}:
+            activation = "int8_token"  # and more exactly where its libraries can be asked
+            with suppress(OSError):
+                activation = quantiser(libraries)
         head = self._types.get("output.weight") or self._types.get("token_embd.weight", "f32")
         attention = {name: BITNET_CPP_NUMERICS[name] for name in ("kv", "query", "probs")}
         attention |= {} if fork else {"probs": "f16"}
