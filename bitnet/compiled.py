@@ -170,8 +170,7 @@ class AheadOfTime:
     """
 
     def __init__(self, weights: Weights, backend: Backend, numerics: Numerics) -> None:
-        suit = all(isinstance(m, TernaryMatrix) and m.block_scale is None for m in weights.projections())
-        wanted = suit and backend.device == "cpu" and numerics.activation == "int8_token"
+        wanted = _suit(weights, backend, numerics)
         self._thread = Thread(target=self._run, args=(backend, numerics), name="bitnet-compile") if wanted else None
 
     def start(self) -> None:
@@ -214,12 +213,16 @@ def compile_layers(
 
     They do on the CPU, where every projection is ternary with one scale and activations are int8 by token.
     """
-    suit = (
+    packed = all(
+        isinstance(m, TernaryMatrix) and m.tiles.layout == backend.variant.layout for m in weights.projections()
+    )
+    return CompiledLayers(config, weights, backend, numerics) if packed and _suit(weights, backend, numerics) else None
+
+
+def _suit(weights: Weights, backend: Backend, numerics: Numerics) -> bool:
+    """Whether all layers can be one call, once weights are packed."""
+    return (
         backend.device == "cpu"
         and numerics.activation == "int8_token"
-        and all(
-            isinstance(m, TernaryMatrix) and m.block_scale is None and m.tiles.layout == backend.variant.layout
-            for m in weights.projections()
-        )
+        and all(isinstance(m, TernaryMatrix) and m.block_scale is None for m in weights.projections())
     )
-    return CompiledLayers(config, weights, backend, numerics) if suit else None

@@ -25,10 +25,8 @@ Evidence = Literal["operations", "logits", "ids"]
 EVIDENCE: tuple[Evidence, ...] = get_args(Evidence)
 #: What is asked of logits alone, and of greedy ids alone, which show less: a defect smaller than the model's own noise
 #: cannot be told from an honest engine, one of two may hide in the other's, and many defects choose the same tokens.
-#: How often two are told from logits, and a token that was no near-tie is another, is the models' doing: the least that
-#: a study of unseen seeds left likely, which one that sees nothing does not reach.
-LOGITS = {"detected": 0.80, "single": 0.85, "told": 0.90, "pair": 0.10, "claimed": 0.05}
-IDS = {"detected": 0.20, "among": 0.80, "few": 0.50}
+LOGITS = {"detected": 0.80, "single": 0.85, "told": 0.90, "pair": 0.50, "claimed": 0.05}
+IDS = {"detected": 0.50, "among": 0.80, "few": 0.50}
 _FEW = 5
 #: Two-sided 95 %.
 _Z = 1.959963984540054

@@ -69,24 +69,3 @@ def test_another_numba_compiles_in_full(monkeypatch):
     x = np.arange(4, dtype=np.float32)
     assert run(x)[0] == inner(x) + 1
     assert not any(isinstance(r.library, linking.LinkedLibrary) for r in inner.overloads.values())
-
-
-def test_a_kernel_is_a_part_of_another_by_a_name_of_its_own():
-    @compiling.kernel
-    def double(x, out):
-        for i in range(x.size):
-            out[i] = 2 * x[i]
-
-    part = compiling.within(double)
-
-    @compiling.kernel
-    def four_times(x, out):
-        part(x, out)
-        part(out, out)
-
-    x, out = np.arange(3.0), np.empty(3)
-    four_times(x, out)
-    assert out.tolist() == [0, 4, 8]
-    assert not double.overloads  # itself it was not compiled
-    double(x, out)
-    assert out.tolist() == [0, 2, 4]

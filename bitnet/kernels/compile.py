@@ -59,11 +59,6 @@ def device(function: Callable[..., Any]) -> Any:
     return numba.njit(**_SETTINGS, **linked)(function)
 
 
-def within(kernel: Any) -> Any:
-    """A kernel as a function that other kernels call."""
-    return device(kernel.py_func)
-
-
 def inlined(function: Callable[..., Any]) -> Any:
     """The same, written into its callers before they are compiled, which are few: one compilation fewer."""
     import numba

@@ -1,12 +1,12 @@
 """The layers of a forward pass as one compiled call that every thread runs, without the interpreter lock.
 
-Threads meet at a barrier eight times a layer. Matrices are split by rows of tiles and attention by heads, so every sum
-is made by one thread in the order of the kernels themselves: the same functions that the kernels of `model.py` are made
-of, and the same bits. Row tiles are taken from a counter, an equal share of what is left each time, so that a thread
-which came late, or whose core is slow, takes fewer. The small work before a product (norm, quantisation) is repeated by
-every thread for one token, and shared between them by tokens for more.
+Threads meet at a barrier seven times a layer, more often for several tokens. Matrices are split by rows of tiles and
+attention by heads, so every sum is made by one thread in the order of the kernels themselves: the same functions that
+the kernels of `model.py` are made of, and the same bits. Row tiles are taken from a counter, an equal share of what is
+left each time, so that a thread which came late, or whose core is slow, takes fewer. The small work before a product
+(norm, quantisation) is repeated by every thread for one token, and shared between them by tokens for more.
 
-Arrays are flat, which takes a third of the time to compile that slices of them take.
+Arrays are flat, which takes two thirds of the time to compile that slices of them take.
 """
 
 from __future__ import annotations
