@@ -1,11 +1,14 @@
-"""Arrays that begin at a cache line, of any shape and type."""
+"""Arrays that begin at a cache line, of any shape and type; memory in huge pages."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.kernels.alignment import ALIGNMENT, aligned
+from bitnet.kernels.alignment import ALIGNMENT, aligned, pages
 
 
 @given(
@@ -26,3 +29,17 @@ def test_arrays_begin_at_a_cache_line(shape, dtype, zeros):
 def test_more_than_there_is_memory_for_is_the_usual_error():
     with pytest.raises(MemoryError):
         aligned((1 << 60,), np.uint8)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how memory is mapped")
+def test_memory_is_private_and_huge_pages_are_asked_for():
+    """Shared memory, Python's own choice, would have none."""
+    found = pages(8 << 20)
+    found[:] = 1
+    address = found.ctypes.data
+    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]:
+        begin, end = (int(x, 16) for x in mapping.split(maxsplit=1)[0].split("-"))
+        if begin <= address < end:
+            break
+    assert mapping.split()[1] == "rw-p"
+    assert " hg" in mapping.split("VmFlags:")[1] or not Path("/sys/kernel/mm/transparent_hugepage").exists()

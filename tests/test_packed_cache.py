@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bitnet
-from bitnet import packed_cache
+from bitnet import packed_cache, packed_file
 from bitnet.errors import UsageError
 from bitnet.gguf import read
 from bitnet.kernels.variants import choose
@@ -81,6 +83,18 @@ def test_a_second_load_maps_what_the_first_packed(folder, writers, name):
     assert first.notices == second.notices
     assert first.weights.n_bytes == second.weights.n_bytes
     assert first.weights.formats.layout is second.weights.formats.layout
+
+
+@given(sizes=st.lists(st.integers(0, 40_000), max_size=6))
+def test_a_file_is_written_in_pieces_of_whole_huge_pages(sizes):
+    parts = [np.arange(n).astype(np.uint8) for n in sizes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_file, "_CHUNK", 16384)
+        *pieces, last = [piece.copy() for piece in packed_file._pieces(parts)]
+    assert all(piece.size == 16384 for piece in pieces)
+    assert last.size < 16384
+    written = b"".join(piece.tobytes() for piece in (*pieces, last))
+    assert written == b"".join(part.tobytes() + bytes(-part.size % 4096) for part in parts)
 
 
 def test_each_layout_is_kept_by_itself(folder, writers, model):

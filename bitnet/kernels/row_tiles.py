@@ -24,10 +24,8 @@ Rows and columns are padded to whole tiles with zero weights; padded activations
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from threading import Lock
@@ -36,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.kernels.alignment import ALIGNMENT, aligned
+from bitnet.kernels.alignment import ALIGNMENT, aligned, pages
 from bitnet.kernels.variants import TILES, Layout
 
 #: Bytes of memory that are asked for at once, and below which a matrix is not worth a place among them.
@@ -87,22 +85,13 @@ class Arena:
         if size < _SMALL:
             return aligned(shape)
         if size > _CHUNK // 4:
-            return _pages(-(-size // ALIGNMENT) * ALIGNMENT)[:size].reshape(shape)
+            return pages(-(-size // ALIGNMENT) * ALIGNMENT)[:size].reshape(shape)
         with self._lock:
             if self._chunk is None or self._taken + size > self._chunk.size:
-                self._chunk, self._taken = _pages(_CHUNK), 0
+                self._chunk, self._taken = pages(_CHUNK), 0
             begin = self._taken
             self._taken = -(-(begin + size) // ALIGNMENT) * ALIGNMENT
             return self._chunk[begin : begin + size].reshape(shape)
-
-
-def _pages(size: int) -> Codes:
-    """Memory that the system gives when it is first written."""
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
 
 
 def as_rows(codes: Codes) -> Tiles:
