@@ -26,6 +26,7 @@ import math
 import numpy as np
 
 from bitnet.kernels import dot, planes, scalars, simd, simd64
+from bitnet.kernels.arrays import part
 from bitnet.kernels.barrier import new_counter, take
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.head import dense_row
@@ -211,19 +212,36 @@ def _bounds(sums, scale, coarse, norm, total, constants, row, end, centre, upper
 
 
 @device
-def _look(centre, upper, row, end, highest, values, rows):
+def _block(sums, at, scale, coarse, norm, total, constants, row):
+    """The highest bound of 16 rows from `row` on, and the highest centre, bound or not: as `_bounds`, all at once."""
+    zero = simd64.zero_f64()
+    offset, step = simd64.splat_f64(-253.0 * _f64(total)), simd64.splat_f64(0.5 * constants[0])
+    found = simd64.fma_f64(simd64.widen_int32(sums, at), simd64.splat_f64(8.0), offset)
+    found = simd64.fma_f64(found, simd64.fma_f64(simd64.widen(simd.load(scale, row)), step, zero), zero)
+    margin = simd64.fma_f64(
+        simd64.widen(simd.load(coarse, row)), simd64.splat_f64(constants[2]), simd64.splat_f64(constants[1])
+    )
+    margin = simd64.fma_f64(simd64.widen(simd.load(norm, row)), simd64.splat_f64(constants[3]), margin)
+    upper = simd64.fma_f64(found, simd64.splat_f64(1.0), margin)
+    return simd64.largest_f64(upper), simd64.largest_f64(found)
+
+
+@device
+def _look(sums, at, scale, coarse, norm, total, constants, row, end, centre, upper, highest, values, rows):
     """The highest bounds of rows [row, end), row a multiple of 16, and their seeds."""
-    worst, better = values[0], 0
-    for i in range(end - row):
-        better += centre[i] > worst
-    for first in range(0, end - row, BLOCK):
+    for first in range(row, end, BLOCK):
+        last = min(first + BLOCK, end)
+        if last - first == BLOCK:
+            most, best = _block(sums, at + first, scale, coarse, norm, total, constants, first)
+            highest[first // BLOCK] = most
+            if not best > values[0]:
+                continue
+        _bounds(part(sums, at, last), scale, coarse, norm, total, constants, first, last, centre, upper)
         most = -np.inf
-        for i in range(first, min(first + BLOCK, end - row)):
+        for i in range(last - first):
             most = upper[i] if upper[i] > most else most
-        highest[(row + first) // BLOCK] = most
-    if better:
-        for i in range(end - row):
-            _offer(values, rows, centre[i], row + i)
+            _offer(values, rows, centre[i], first + i)
+        highest[first // BLOCK] = most
 
 
 @kernel
@@ -235,7 +253,7 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
     """
     n_input, width, n_row, size = q.shape[0], q.shape[2], high.shape[0], high.shape[1]
     flat, flat_q, flat_sums = high.reshape(-1), q.reshape(-1), sums.reshape(-1)
-    centre, upper = np.empty(_SHARED_ROWS), np.empty(_SHARED_ROWS)
+    centre, upper = np.empty(BLOCK), np.empty(BLOCK)
     values[:], rows[:] = -np.inf, 0
     row = take(counter, 0, _TAKEN_ROWS)
     while row < n_row:
@@ -258,8 +276,10 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
                     row_of_high(planes.one(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
             for t in range(n_input):
                 k = counts[t]
-                _bounds(sums[t], scale, coarse, norm, total[t], constants[t], first, last, centre, upper)
-                _look(centre, upper, first, last, highest[t], values[t, :k], rows[t, :k])
+                _look(
+                    flat_sums, t * n_row, scale, coarse, norm, total[t], constants[t], first, last, centre, upper,
+                    highest[t], values[t, :k], rows[t, :k],
+                )  # fmt: skip
         row = take(counter, 0, _TAKEN_ROWS)
 
 

@@ -87,6 +87,16 @@ def widen_int8(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def widen_int32(typingctx: Any, array: Any, index: Any) -> Any:
+    """Sixteen int32 of a flat array as float64."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sitofp(load_lanes(context, builder, signature.args[0], args[0], args[1], _I32), lanes_of(_F64))
+
+    return float64x16(array, types.intp), build
+
+
+@intrinsic
 def narrow(typingctx: Any, vector: Any) -> Any:
     """Sixteen float64 rounded to float32."""
 
@@ -102,6 +112,16 @@ def sum_f64(typingctx: Any, vector: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return fold(builder, args[0], builder.fadd)
+
+    return types.float64(float64x16), build
+
+
+@intrinsic
+def largest_f64(typingctx: Any, vector: Any) -> Any:
+    """The largest lane, none of them NaN."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
     return types.float64(float64x16), build
 
