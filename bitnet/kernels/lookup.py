@@ -28,12 +28,10 @@ from bitnet.kernels.vectors import Inputs, call, every, fence, lanes, load, opaq
 LOOKUPS = 8
 _TABLE = 32
 _BASE = 31
-#: Makes V + _SHIFT positive, a multiple of the base above the lowest remainder: 31 · 13 + 15.
-_SHIFT = 418
-#: (n · _RECIPROCAL) >> 16 is n // 31 for n < 2048.
-_RECIPROCAL = 2115
+#: V · _RECIPROCAL / 2^15, rounded, is V / 31, rounded, for |V| <= 384.
+_RECIPROCAL = 1057
 #: Bytes of a tile as rows: byte 16 i + 4 j + k is row 8 j + 4 i + k, so that unpacking puts rows in order.
-_I16X16, _I8X32, _I8X16 = lanes(16, 16), lanes(8, 32), lanes(8, 16)
+_I32X8, _I16X16, _I8X32, _I8X16 = lanes(32, 8), lanes(16, 16), lanes(8, 32), lanes(8, 16)
 
 
 def _digits(entry: int) -> list[int]:
@@ -80,22 +78,27 @@ class Lookup:
         return 2 * n_token
 
     def fill(self, b: Any, codes: Any, tables: Any) -> None:
-        """The tables of the 24 activations of a tile."""
-        places = [ir.Constant(_I16X16, list(digits)) for digits in zip(*_ENTRIES, strict=True)]
+        """The tables of the 24 activations of a tile.
+
+        Activations are made unsigned, so that vpmaddubsw adds d0·(a + 128) + d1·(b + 128); a constant takes
+        128·(d0 + d1 + d2) away again.
+        """
+        excess = ir.Constant(_I16X16, [128 * sum(digits) for digits in _ENTRIES])
         for at in range(LOOKUPS):
-            value = None
-            for place, digits in enumerate(places):
-                code = b.sext(load(b, codes, 3 * at + place, ir.IntType(8)), ir.IntType(16))
-                product = b.mul(same(b, code, 16), digits)
-                value = product if value is None else b.add(value, product)
-            wide = lanes(32, 16)
-            shifted = b.zext(b.add(value, every(_I16X16, _SHIFT)), wide)
-            scaled = b.mul(shifted, every(wide, _RECIPROCAL))
-            quotient = b.trunc(b.lshr(scaled, every(wide, 16)), _I16X16)
-            high = b.sub(quotient, every(_I16X16, 13))
+            before = 1 if at == LOOKUPS - 1 else 0  # the last three are read with the one before, not the one after
+            word = load(b, codes, 3 * at - before, ir.IntType(32))
+            active = b.bitcast(b.xor(same(b, word, 8), every(_I32X8, 0x80808080)), _I8X32)
+            halves = []
+            for first in (0, 4):  # what packing puts in order
+                entries = [*range(first, first + 4), *range(first + 8, first + 12)]
+                digits = [d & 255 for e in entries for d in ([0] * before + _ENTRIES[e] + [0] * (1 - before))]
+                pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", _I16X16, [active, ir.Constant(_I8X32, digits)])
+                halves.append(call(b, "llvm.x86.avx2.pmadd.wd", _I32X8, [pairs, every(_I16X16, 1)]))
+            value = b.sub(call(b, "llvm.x86.avx2.packssdw", _I16X16, halves), excess)
+            high = call(b, "llvm.x86.avx2.pmul.hr.sw", _I16X16, [value, every(_I16X16, _RECIPROCAL)])
             low = b.sub(value, b.mul(high, every(_I16X16, _BASE)))
-            store(b, b.trunc(low, _I8X16), tables, _TABLE * at)
-            store(b, b.trunc(high, _I8X16), tables, _TABLE * at + 16)
+            both = b.bitcast(call(b, "llvm.x86.avx2.packsswb", _I8X32, [low, high]), lanes(64, 4))
+            store(b, b.bitcast(shuffle(b, both, both, [0, 2, 1, 3]), _I8X32), tables, _TABLE * at)
 
     def _lookups(self, b: Any, tile: Any) -> Iterator[tuple[Any, Any]]:
         """Entries and signs (negative bytes for −, positive ones for +) of the eight lookups, 32 rows each."""
