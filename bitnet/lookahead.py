@@ -28,31 +28,43 @@ _NEWEST = 1 / 8
 #: Time of a pass of 1, 2, … tokens over that of one, until it is measured: one thread, AVX2, the 2B-4T shape.
 _USUAL = (1.0, 1.5, 2.1, 2.5, 3.1, 3.6, 4.1, 4.6)
 _MEASURED = 7  # passes whose median is taken
+_BELIEVED = 3  # passes that are enough for one
+_REMEMBERED = 256  # passes of any number of tokens, after which one is forgotten
 
 
 class PassCost:
-    """What passes of several tokens cost, in passes of one: measured as they happen, and by the usual until then."""
+    """What passes of several tokens cost, in passes of one: measured as they happen, and by the usual until then.
+
+    One pass says little: it may have been the first, which waits for compilers. And what was slow once is forgotten
+    after a while, or it would never be tried again.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MEASURED))
+        self._passes = 0
+        self._seconds: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=_MEASURED))
 
     def record(self, n_token: int, seconds: float) -> None:
         """A pass of some tokens took so long."""
         if 1 <= n_token <= len(_USUAL):
-            self._seconds[n_token].append(seconds)
+            self._passes += 1
+            self._seconds[n_token].append((self._passes, seconds))
 
     def __call__(self, n_token: int) -> float:
-        """The time of a pass of some tokens over that of one; for a number not seen yet as those seen suggest."""
-        if n_token == 1:
-            return 1.0
-        one = median(self._seconds[1]) if self._seconds[1] else 0.0
-        if not one:
+        """The time of a pass of some tokens over that of one; for a number hardly seen as those seen suggest."""
+        one = median(seconds for _, seconds in self._seconds[1]) if self._seconds[1] else 0.0
+        if n_token == 1 or not one:
             return _USUAL[n_token - 1]
-        seen = {n: median(s) / one for n, s in self._seconds.items() if s and n > 1}
-        if n_token in seen:
-            return seen[n_token]
-        more = [(cost - 1) / (_USUAL[n - 1] - 1) for n, cost in seen.items()]
-        return 1 + (_USUAL[n_token - 1] - 1) * (median(more) if more else 1.0)
+        seen = {
+            n: [seconds / one for at, seconds in passes if at > self._passes - _REMEMBERED]
+            for n, passes in self._seconds.items()
+        }
+        known = {n: median(costs) for n, costs in seen.items() if n > 1 and len(costs) >= _BELIEVED}
+        if n_token in known:
+            return known[n_token]
+        more = median((cost - 1) / (_USUAL[n - 1] - 1) for n, cost in known.items()) if known else 1.0
+        expected = 1 + (_USUAL[n_token - 1] - 1) * more
+        few = seen.get(n_token, [])
+        return median([*few, *[expected] * (_BELIEVED - len(few))])
 
 
 class Lookahead:

@@ -86,10 +86,35 @@ def test_what_passes_cost_is_measured():
         cost.record(2, seconds)
     assert cost(2) == pytest.approx(1.225)
     assert 1 < cost(4) < usual[3]  # not seen, and likely to be cheaper than usual, too
-    cost.record(4, 1.3)
+    for _ in range(2):
+        cost.record(4, 1.3)
     assert cost(4) == pytest.approx(1.3)
     cost.record(512, 1.0)  # a prompt
     assert cost(1) == 1
+
+
+def test_a_pass_that_waited_for_a_compiler_does_not_end_all_guessing():
+    cost = PassCost()
+    usual = cost(2)
+    for seconds in (1.0, 1.0, 60.0, 1.0):
+        cost.record(1, seconds)
+    cost.record(2, 60.0)
+    assert cost(2) == usual
+    for _ in range(2):
+        cost.record(2, 1.1)
+    assert cost(2) == pytest.approx(1.1)
+
+
+def test_what_was_slow_for_a_time_is_tried_again():
+    cost = PassCost()
+    usual = cost(2)
+    for _ in range(10):
+        cost.record(1, 1.0)
+        cost.record(2, 9.0)
+    assert cost(2) == pytest.approx(9.0)
+    for _ in range(300):
+        cost.record(1, 1.0)
+    assert cost(2) == usual
 
 
 @pytest.fixture(scope="module")
