@@ -7,8 +7,9 @@ parts, c = 4h + l − 128, so that the upper six bits can be read without the lo
 
     E ≥ ‖w − ŵ‖ (one number for each of the two),    N ≥ ‖ŵ‖ (one for both).
 
-For an input, integers q with a step t (a power of two), x̂ = q · t, and X ≥ ‖x‖, D ≥ ‖x − x̂‖. The product of integers
-2d · q is exact: its parts h · q and l · q stay below 2^31, because 64 · |q| · n does. Let ŷ = s · t · (d · q).
+For an input, integers q with a step t (a number of 8 bits), x̂ = q · t, and X ≥ ‖x‖, D ≥ ‖x − x̂‖. The product of
+integers 2d · q is exact: q is a or 128a + b, |a| ≤ 127 and |b| ≤ 64, and products of h or l and a or b stay below 2^31
+where rows have less than 2^17 columns; they are put together in 64 bits. Let ŷ = s · t · (d · q).
 
 **Claim.** |y − ŷ| ≤ B = E · (1 + γ) · X + N · (D + γ · X) + η, with u = 2^-24, m = n / 16 + 4, γ = m·u / (1 − m·u), η
 = n · 2^-149.
@@ -26,8 +27,8 @@ right angles, and ‖w − ĉ · s‖ is hardly more than the larger of them.
 **Rounding of the bound itself.** All of it is computed in float64, whose unit is 2^-53; E and N are kept in float32,
 rounded up. Errors and norms are sums of fewer than 2^20 squares, so a relative 2^-30 covers them, and another 2^-30 the
 few operations on bounds; ŷ takes two roundings, at most 2^-51 · |ŷ| ≤ 2^-51 · N · (X + D), and so does each sum ŷ ± B;
-2^-48 · N · (X + D) is added for all of them. x − x̂ is exact: t is a power of two, and where q_i ≠ 0, x_i and q_i · t
-span less than 53 bits. w − d · s is rounded once, relative to itself (2d has 8 bits, s has 24).
+2^-48 · N · (X + D) is added for all of them. x − x̂ is exact: x_i has 24 bits, q_i · t at most 22, and where q_i ≠ 0 the
+two span less than 53. w − d · s is rounded once, relative to itself (2d has 8 bits, s has 24).
 
 **Selection.** In three steps:
 
@@ -35,6 +36,9 @@ span less than 53 bits. w − d · s is rounded once, relative to itself (2d has
    have a bound, are computed as the full head computes them; L is the smallest of their logits.
 2. Rows whose upper bound reaches L get another one from c: two bits more of those rows are read.
 3. Rows whose second bound reaches L are computed, and the best k of them are the result.
+
+In both, q is a alone, half the arithmetic, where that widens the bounds by little: where D/X is small beside the usual
+E/N of ĉ.
 
 At least k rows have y ≥ L, whichever rows those of step 1 are: a poor choice costs time alone. A row one of whose upper
 bounds lies below L has y < L, so it is not among the best k, whatever the order among equal logits; every other row is
@@ -59,8 +63,12 @@ from bitnet.linear import Backend, DenseMatrix, Float32, Matrix
 
 #: Codes whose planes are stored together.
 _GROUP = 128
-#: Largest magnitude of an activation: 128 a + b with a ≤ 64 and b ≤ 63.
-_AMPLITUDE = 128 * 64 + 63
+#: Largest magnitude of an activation by the rows it takes: a ≤ 127, or 128a + b with a ≤ 64 and b ≤ 63.
+_AMPLITUDES = {1: 127, 2: 128 * 64 + 63}
+#: Columns from which on the products of integers might not be exact.
+_TOO_WIDE = 1 << 17
+#: The largest error of activations in one row, relative to the usual error of the codes of the first pass.
+_NEAR_ENOUGH = 0.5
 #: Rows computed one by one cost more than the whole head in order, beyond this share of them.
 _FULL_PASS = 1 / 8
 _SLACK = 1 + 2.0**-30
@@ -76,6 +84,7 @@ class Screen:
         scale: [n_row] f32.
         coarse, error, norm: [n_row] f32: E of the module's text for 4h − 126.5, and for c; N.
         largest: The largest finite N + E.
+        usual: The usual E / N of 4h − 126.5.
     """
 
     matrix: DenseMatrix
@@ -86,6 +95,7 @@ class Screen:
     error: Float32
     norm: Float32
     largest: float
+    usual: float
 
     @property
     def width(self) -> int:
@@ -103,7 +113,7 @@ class Input:
     """An input as integers, with the constants of the bound c0 + c1 · E + c2 · N.
 
     Attributes:
-        q: [2, width] int8: 128 q[0] + q[1] is the integer.
+        q: [1 or 2, width] int8: q[0], or 128 q[0] + q[1].
         total: Their sum.
         step, c0, c1, c2: Of the bound.
     """
@@ -153,34 +163,37 @@ def build(matrix: Matrix, backend: Backend) -> Screen | None:
     coarse, error, norm = (_rounded_up(bound * _SLACK) for bound in bounds)
     both = error.astype(np.float64) + norm
     largest = float(both[both < np.inf].max(initial=0.0))
+    some = (norm > 0) & np.isfinite(coarse)
     return Screen(
-        matrix=matrix, high=high, low=low, scale=scale, coarse=coarse, error=error, norm=norm, largest=largest
-    )
+        matrix=matrix, high=high, low=low, scale=scale, coarse=coarse, error=error, norm=norm, largest=largest,
+        usual=float(np.median(coarse[some] / norm[some])) if some.any() else 0.0,
+    )  # fmt: skip
 
 
 def prepare(screen: Screen, x: Float32) -> Input | None:
     """An input [n_col] f32 as integers; None where nothing is proven: it is zero or not finite, or could overflow."""
-    n, width = len(x), screen.width
     most = float(np.abs(x).max())
-    if not 0 < most < np.inf:
+    if not 0 < most < np.inf or len(x) >= _TOO_WIDE:
         return None
-    amplitude = min(_AMPLITUDE, (2**31 - 1) // (64 * width))
-    step = 2.0 ** math.ceil(math.log2(most / amplitude))
-    step = step if most <= step * amplitude else 2 * step
-    q, found = np.zeros((2, width), np.int8), np.empty(3)
-    _kernels().quantise_input(x, step, q, found)
-    size, residue = (math.sqrt(square) * _SLACK for square in found[1:].tolist())
-    rounding = (n / 16 + 4) * 2.0**-24
+    rounding = (len(x) / 16 + 4) * 2.0**-24
     gamma = rounding / (1 - rounding)
-    if amplitude < 127 or rounding > 0.01 or (1 + gamma) * screen.largest * size >= 2.0**127:
+    for n_plane, amplitude in _AMPLITUDES.items():
+        mantissa, exponent = math.frexp(most / amplitude)
+        step = math.ldexp(math.ceil(mantissa * 256), exponent - 8)
+        q, found = np.zeros((n_plane, screen.width), np.int8), np.empty(3)
+        _kernels().quantise_input(x, step, q, found)
+        size, missed = (math.sqrt(square) * _SLACK for square in found[1:].tolist())
+        if missed <= _NEAR_ENOUGH * screen.usual * size:
+            break
+    if (1 + gamma) * screen.largest * size >= 2.0**127:
         return None
     return Input(
         q=q,
         total=int(found[0]),
         step=step,
-        c0=n * 2.0**-148,
+        c0=len(x) * 2.0**-148,
         c1=(1 + gamma) * size * _SLACK,
-        c2=(residue + gamma * size + 2.0**-48 * (size + residue)) * _SLACK,
+        c2=(missed + gamma * size + 2.0**-48 * (size + missed)) * _SLACK,
     )
 
 
@@ -234,13 +247,10 @@ def _candidates(
     if not places:
         return found
     bounds = _Bounds(screen, [p for p in prepared if p is not None], [counts[t] for t in places], backend)
-    for i, t in enumerate(places):
-        k = counts[t]
-        least = bounds.threshold(i, x[t])
-        if least == -np.inf:
-            continue
-        rows, refined = bounds.reaching(i, least)
-        found[t] = (rows if len(rows) <= max(k, n_row * _FULL_PASS) else None), refined
+    least = [bounds.threshold(i, x[t]) for i, t in enumerate(places)]
+    for t, limit, (rows, refined) in zip(places, least, bounds.reaching(least), strict=True):
+        if limit > -np.inf:
+            found[t] = (rows if len(rows) <= max(counts[t], n_row * _FULL_PASS) else None), refined
     return found
 
 
@@ -250,11 +260,13 @@ class _Bounds:
     def __init__(self, screen: Screen, inputs: Sequence[Input], counts: Sequence[int], backend: Backend) -> None:
         s, n_row, n, most = screen, screen.matrix.n_row, len(inputs), max(counts)
         self._screen, self._backend, self._counts = screen, backend, np.array(counts)
-        self._q = aligned((n, 2, screen.width), np.int8)
-        self._q[:] = [p.q for p in inputs]
+        self._borders = np.cumsum([0, *(len(p.q) for p in inputs)])
+        n_q = int(self._borders[-1])
+        self._q = aligned((n_q + (n_q % 4 == 3), s.width), np.int8, zeros=True)  # four take less time than two and one
+        np.concatenate([p.q for p in inputs], out=self._q[:n_q])
         self._total = np.array([p.total for p in inputs])
         self._constants = np.array([(p.step, p.c0, p.c1, p.c2) for p in inputs])
-        self._sums = np.empty((n, n_row), np.int32)
+        self._sums = np.empty((len(self._q), n_row), np.int32)
         self._highest = np.empty((n, -(-n_row // _kernels().BLOCK)))
         self._values = np.full((backend.n_threads, n, most), -np.inf)
         self._rows = np.empty((backend.n_threads, n, most), np.int64)
@@ -262,11 +274,12 @@ class _Bounds:
 
         def run(thread: int) -> None:
             _kernels().bound(
-                backend.variant, s.high, s.scale, s.coarse, s.norm, self._q, self._total, self._constants, counter,
-                self._sums, self._highest, self._counts, self._values[thread], self._rows[thread],
+                backend.variant, s.high, s.scale, s.coarse, s.norm, self._q, self._borders, self._total,
+                self._constants, counter, self._sums, self._highest, self._counts, self._values[thread],
+                self._rows[thread],
             )  # fmt: skip
 
-        backend.share(n * n_row * screen.width, run)
+        backend.share(self._q.size * n_row, run)
 
     def threshold(self, i: int, x: Float32) -> float:
         """A number that enough logits of input i reach; −∞ if too few rows have a bound."""
@@ -275,22 +288,31 @@ class _Bounds:
         _kernels().threshold(self._screen.matrix.data, x, self._counts[i], *heaps, found)
         return float(found[0])
 
-    def reaching(self, i: int, least: float) -> tuple[NDArray[np.int64], int]:
-        """The rows, rising, whose logits for input i may be `least` or more; how many were bounded twice for that."""
-        s, one, counter = self._screen, slice(i, i + 1), _kernels().new_counter()
-        blocks = np.flatnonzero(self._highest[i] >= least)
-        shares: list[tuple[NDArray[np.int64], int]] = []
+    def reaching(self, least: Sequence[float]) -> list[tuple[NDArray[np.int64], int]]:
+        """For each input the rows, rising, whose logits may be so large; how many were bounded twice for that.
+
+        None of an input whose number is −∞.
+        """
+        s, kernels = self._screen, _kernels()
+        blocks = [
+            np.flatnonzero(highest >= limit) if limit > -np.inf else np.empty(0, np.int64)
+            for highest, limit in zip(self._highest, least, strict=True)
+        ]
+        counters = [kernels.new_counter() for _ in blocks]
+        shares: list[list[tuple[NDArray[np.int64], int]]] = [[] for _ in blocks]
 
         def run(_thread: int) -> None:
-            kept, found = np.empty(len(blocks) * _kernels().BLOCK, np.int64), np.empty(2, np.int64)
-            _kernels().refine(
-                self._backend.variant, s.low, s.scale, s.coarse, s.error, s.norm, self._q[one], self._total[one],
-                self._constants[i], self._sums[i], blocks, counter, least, kept, found,
-            )  # fmt: skip
-            shares.append((kept[: found[1]], int(found[0])))
+            for i, mine in enumerate(blocks):
+                kept, found = np.empty(len(mine) * kernels.BLOCK, np.int64), np.zeros(2, np.int64)
+                rows = slice(*self._borders[i : i + 2])
+                kernels.refine(
+                    self._backend.variant, s.low, s.scale, s.coarse, s.error, s.norm, self._q[rows], self._total[i],
+                    self._constants[i], self._sums[rows], mine, counters[i], least[i], kept, found,
+                )  # fmt: skip
+                shares[i].append((kept[: found[1]], int(found[0])))
 
-        self._backend.share(len(blocks) * s.low.shape[1], run)
-        return np.sort(np.concatenate([rows for rows, _ in shares])), sum(refined for _, refined in shares)
+        self._backend.share(sum(map(len, blocks)) * kernels.BLOCK * s.width, run)
+        return [(np.sort(np.concatenate([r for r, _ in found])), sum(n for _, n in found)) for found in shares]
 
 
 def _rounded_up(values: NDArray[np.float64]) -> Float32:

@@ -25,10 +25,10 @@ static int written(const int32_t *sums, size_t count) {
     return fwrite(sums, sizeof(int32_t), count, stdout) == count ? 0 : 2;
 }
 
-/* n: rows, groups of 128 columns, inputs */
+/* n: rows, groups of 128 columns, rows of activations */
 static int planes(const int64_t *n) {
     uint8_t *high = take((size_t)(n[0] * n[1] * 96)), *low = take((size_t)(n[0] * n[1] * 32));
-    int8_t *q = take((size_t)(n[2] * 2 * n[1] * 128));
+    int8_t *q = take((size_t)(n[2] * n[1] * 128));
     size_t count = (size_t)(2 * n[2] * n[0]);
     int32_t *sums = malloc(count * sizeof(int32_t));
     if (!sums) return 2;

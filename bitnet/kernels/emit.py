@@ -13,7 +13,7 @@ writes an object file with two C functions, to be linked with a driver and run u
 `sums[row tile, token, rows of a tile]` takes the sums of digits × codes (of trits, where products are looked up), for
 at most `ternary.TOGETHER` tokens; `q` is [n_token, columns of all tiles]; `scratch` holds `ternary.DIGITS` bytes and,
 where tables are read, those of the tokens. Of the head's codes (`planes.py`), `sums[2, n_input, rows]` takes those of
-the high plane and of the low one; `q` is [n_input, 2, 128 · groups].
+the high plane and of the low one; `q` is [n_input, 128 · groups].
 
 It runs in a process of its own: numba's compiler is told to make code for no machine in particular and to load none
 of it, and LLVM's target machine of the other kind turns it into instructions. The driver defines the names that the
@@ -92,18 +92,18 @@ def _plane_sums(v, high, low, rows, groups, q, n_input, out):
     width = planes.GROUP * groups
     flat_high, high_bytes = carray(high, (rows * planes.HIGH_BYTES * groups,)), planes.HIGH_BYTES * groups
     flat_low, low_bytes = carray(low, (rows * planes.LOW_BYTES * groups,)), planes.LOW_BYTES * groups
-    flat_q = carray(q, (2 * n_input * width,))
+    flat_q = carray(q, (n_input * width,))
     sums = carray(out, (2 * n_input * rows,))
     second = n_input * rows
+    screening.rows_of_high(v, flat_high, high_bytes, 0, rows, flat_q, n_input, width, sums, rows)
     for r in range(rows):
         for t in range(0, n_input - 1, 2):
-            at_q, to = 2 * t * width, t * rows + r
-            screening.row_of_high(planes.two(v), flat_high, r * high_bytes, flat_q, at_q, width, sums, to, rows)
-            screening.row_of_low(planes.two(v), flat_low, r * low_bytes, flat_q, at_q, width, sums, second + to, rows)
+            to = second + t * rows + r
+            screening.row_of_low(planes.two(v), flat_low, r * low_bytes, flat_q, t * width, width, sums, to, rows)
         if n_input % 2:
-            at_q, to = 2 * (n_input - 1) * width, (n_input - 1) * rows + r
-            screening.row_of_high(planes.one(v), flat_high, r * high_bytes, flat_q, at_q, width, sums, to, rows)
-            screening.row_of_low(planes.one(v), flat_low, r * low_bytes, flat_q, at_q, width, sums, second + to, rows)
+            t = n_input - 1
+            to = second + t * rows + r
+            screening.row_of_low(planes.one(v), flat_low, r * low_bytes, flat_q, t * width, width, sums, to, rows)
 
 
 def _functions(variant: Variant) -> dict[str, tuple[Any, tuple[Any, ...]]]:

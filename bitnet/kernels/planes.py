@@ -1,4 +1,4 @@
-"""Codes of 8 bits in two planes, multiplied by activations in two planes: intrinsics, for every variant.
+"""Codes of 8 bits in two planes, multiplied by rows of activations: intrinsics, for every variant.
 
 A code is c = 4h + l − 128 with h in 0..63 and l in 0..3. Of every 128 codes h takes 96 bytes and l 32:
 
@@ -6,10 +6,10 @@ A code is c = 4h + l − 128 with h in 0..63 and l in 0..3. Of every 128 codes h
   its upper 2 bits the lowest, the middle and the highest two bits of h of code b + 96;
 - byte b of l holds l of codes b, b + 32, b + 64 and b + 96, lowest bits first.
 
-So 128 h are three loads and eleven operations on bytes. An activation is q = 128a + b with a and b int8, |a| ≤ 64 and
-−64 ≤ b ≤ 63, stored apart. Four products of an h and an a or b are at most 4 · 63 · 64 = 16128, eight 32256: no sum in
-int16 can wrap (h and l are unsigned, so vpmaddubsw, whose sums of two then cannot saturate, and vpdpbusd do the work).
-Sums in int32 wrap and come back: what is wanted is less than 2^31.
+So 128 h are three loads and eleven operations on bytes, for up to four rows of activations together. Those are int8,
+at most 127 in magnitude. Four products of an h and an activation are at most 4 · 63 · 127 = 32004: no sum in int16 can
+wrap (h and l are unsigned, so vpmaddubsw, whose sums of two then cannot saturate, and vpdpbusd do the work). An
+activation that is wanted more finely is 128a + b, with a and b in rows of their own.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def _call(b: Any, name: str, result: ir.Type, args: list[Any]) -> Any:
 
 
 def _maddubs(b: Any, acc: list[Any], codes: list[Any], active: list[Any]) -> list[Any]:
-    """AVX2: pairs in int16, four of them, then pairs of those in int32."""
+    """AVX2: pairs in int16, two of them, then pairs of those in int32."""
     shorts, words = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
     pairs = [_call(b, "llvm.x86.avx2.pmadd.ub.sw", shorts, [c, a]) for c, a in zip(codes, active, strict=True)]
-    total = b.add(b.add(pairs[0], pairs[1]), b.add(pairs[2], pairs[3]))
-    return [b.add(acc[0], _call(b, "llvm.x86.avx2.pmadd.wd", words, [total, _all(shorts, 1)]))]
+    fours = [b.add(pairs[0], pairs[1]), b.add(pairs[2], pairs[3])]
+    return [b.add(acc[0], b.add(*(_call(b, "llvm.x86.avx2.pmadd.wd", words, [x, _all(shorts, 1)]) for x in fours)))]
 
 
 def _vpdpbusd(b: Any, acc: list[Any], codes: list[Any], active: list[Any]) -> list[Any]:
@@ -96,17 +96,17 @@ _DOTS: dict[str, tuple[Dot, int, int]] = {
 
 
 class PlaneSums(types.Type):
-    """Accumulators of one row for `n_input` inputs, for a and for b of each."""
+    """Accumulators of one row of codes for `n` rows of activations."""
 
-    def __init__(self, variant: VariantType, n_input: int) -> None:
-        self.variant, self.n_input = variant, n_input
+    def __init__(self, variant: VariantType, n: int) -> None:
+        self.variant, self.n = variant, n
         self.dot, self.lanes, self.chains = _DOTS[variant.variant.isa]
-        super().__init__(name=f"plane_sums({variant.variant.id},{n_input})")
+        super().__init__(name=f"plane_sums({variant.variant.id},{n})")
 
     @property
     def llvm(self) -> ir.Type:
         """All of them."""
-        return ir.ArrayType(ir.VectorType(_I32, self.lanes), 2 * self.n_input * self.chains)
+        return ir.ArrayType(ir.VectorType(_I32, self.lanes), self.n * self.chains)
 
 
 @register_model(PlaneSums)
@@ -115,23 +115,29 @@ class _PlaneSumsModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, fe_type.llvm)
 
 
-def _zero(variant: Any, n_input: int) -> Any:
+def _zero(variant: Any, n: int) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(signature.return_type.llvm, None)
 
-    return PlaneSums(variant, n_input)(variant), build
+    return PlaneSums(variant, n)(variant), build
 
 
 @intrinsic
 def one(typingctx: Any, variant: Any) -> Any:
-    """Sums of one row and one input, 0."""
+    """Sums for one row of activations, 0."""
     return _zero(variant, 1)
 
 
 @intrinsic
 def two(typingctx: Any, variant: Any) -> Any:
-    """Sums of one row and two inputs, 0."""
+    """Sums for two rows of activations, 0."""
     return _zero(variant, 2)
+
+
+@intrinsic
+def four(typingctx: Any, variant: Any) -> Any:
+    """Sums for four rows of activations, 0."""
+    return _zero(variant, 4)
 
 
 def _high(b: Any, load: Callable[[int], Any]) -> list[Any]:
@@ -155,7 +161,7 @@ def _low(b: Any, load: Callable[[int], Any]) -> list[Any]:
 
 
 def _add(sums: Any, plane: Any, q: Any, unpack: Callable[[Any, Callable[[int], Any]], list[Any]]) -> Any:
-    """Add the products of 128 codes at plane[at:] and the activations q[at_q:]; a, b and inputs are `stride` apart."""
+    """Add the products of 128 codes at plane[at:] and the activations q[at_q:]; their rows are `stride` apart."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args[0]
@@ -167,7 +173,7 @@ def _add(sums: Any, plane: Any, q: Any, unpack: Callable[[Any, Callable[[int], A
             return load_lanes(context, builder, signature.args[3], args[3], at, _I8, offset, 32)
 
         unpacked, state, at = unpack(builder, codes), args[0], args[4]
-        for i in range(2 * kind.n_input):
+        for i in range(kind.n):
             mine = range(i * kind.chains, (i + 1) * kind.chains)
             vectors = [active(at, 32 * k) for k in range(4)]
             found = kind.dot(builder, [builder.extract_value(state, j) for j in mine], unpacked, vectors)
@@ -193,18 +199,16 @@ def add_low(typingctx: Any, sums: Any, plane: Any, at: Any, q: Any, at_q: Any, s
 
 @intrinsic
 def store(typingctx: Any, sums: Any, out: Any, at: Any, stride: Any) -> Any:
-    """Write the sum of input i, 128 times that of a plus that of b, to out[at + i · stride], int32."""
+    """Write the sum for row i of the activations to out[at + i · stride], int32."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = signature.args[0]
         data = context.make_array(signature.args[1])(context, builder, args[1]).data
         parts = [builder.extract_value(args[0], i) for i in range(args[0].type.count)]
-        for i in range(kind.n_input):
-            mine = parts[2 * i * kind.chains : 2 * (i + 1) * kind.chains]
-            a, b = mine[0], mine[kind.chains]
-            for x, y in zip(mine[1 : kind.chains], mine[kind.chains + 1 :], strict=True):
-                a, b = builder.add(a, x), builder.add(b, y)
-            vector = builder.add(builder.shl(a, _all(a.type, 7)), b)
+        for i in range(kind.n):
+            vector, *others = parts[i * kind.chains : (i + 1) * kind.chains]
+            for other in others:
+                vector = builder.add(vector, other)
             while vector.type.count > 1:
                 half = vector.type.count // 2
                 vector = builder.add(_part(builder, vector, 0, half), _part(builder, vector, half, half))

@@ -9,11 +9,12 @@ Which rows they may leave out, and why, is proven in `bitnet/screen.py`; how cod
     coarse       [n_row] f32, at least ‖w − scale · (4h − 126.5)‖; infinite for a row that is not finite
     error        [n_row] f32, at least ‖w − scale · code‖
     norm         [n_row] f32, at least the norms of what is subtracted in both
-    q            [n_input, 2, width] int8, padded with zeros: activations as `planes.py` divides them
-    total        [n_input] int64, their sums
+    q            [n, width] int8, padded with zeros: rows of activations, as `planes.py` multiplies them
+    borders      [n_input + 1] int64: of input t are the rows [borders[t], borders[t + 1]) of q, one or two: 128a + b
+    total        [n_input] int64, the sums of activations
     constants    [n_input, 4] f64: step, c0, c1, c2; a logit lies within c0 + c1 · (coarse or error) + c2 · norm of
                  scale · step · (code · q)
-    sums         [n_input, n_row] int32, h · q
+    sums         [n, n_row] int32, h · q
     highest      [n_input, n_row / 16, rounded up] f64: no logit of these 16 rows is above it
 
 Threads take the next rows when they have done theirs, from a common counter: one that wakes late takes fewer.
@@ -26,7 +27,6 @@ import math
 import numpy as np
 
 from bitnet.kernels import dot, planes, scalars, simd, simd64
-from bitnet.kernels.arrays import part
 from bitnet.kernels.barrier import new_counter, take
 from bitnet.kernels.compile import device, kernel
 from bitnet.kernels.head import dense_row
@@ -39,8 +39,8 @@ __all__ = [
     "quantise_input",
     "quantise_rows",
     "refine",
-    "row_of_high",
     "row_of_low",
+    "rows_of_high",
     "threshold",
 ]
 
@@ -49,14 +49,12 @@ _f32, _f64 = np.float32, np.float64
 #: Largest magnitude of a code.
 LEVELS = 127
 #: Bytes of the high plane that are fetched ahead, rows of the low plane, and blocks of rows whose bounds are wanted.
-AHEAD = 2048
+AHEAD = 1536
 _ROWS_AHEAD = 4
 _BLOCKS_AHEAD = 8
-#: Rows whose scale, errors and bounds are fetched ahead: single numbers in too many places for the machine to foresee.
-_NUMBERS_AHEAD = 64
 #: Rows of which only the highest bound is kept.
 BLOCK = 16
-#: Rows that are multiplied with all inputs before the next ones are read: they stay in the second-level cache.
+#: Rows that are multiplied with all activations before the next ones are read: they stay in the second-level cache.
 _SHARED_ROWS = 64
 #: Rows, and blocks, that a thread takes at once.
 _TAKEN_ROWS = 512
@@ -138,7 +136,7 @@ def quantise_rows(weight, row, end, high, low, scale, coarse, error, norm):
 
 @kernel
 def quantise_input(x, step, q, found):
-    """An input [n] f32 as integers round(x / step), to q [2, width]; step a power of two.
+    """An input [n] f32 as integers round(x / step), to q [1 or 2, width].
 
     found [3] f64: the sum of the integers, ‖x‖² and ‖x − step · integers‖².
     """
@@ -146,8 +144,11 @@ def quantise_input(x, step, q, found):
     for i in range(x.size):
         exact = _f64(x[i])
         whole = np.int32(np.rint(exact / step))
-        q[0, i] = np.int8((whole + 64) >> 7)
-        q[1, i] = np.int8(((whole + 64) & 127) - 64)
+        if q.shape[0] == 1:
+            q[0, i] = np.int8(whole)
+        else:
+            q[0, i] = np.int8((whole + 64) >> 7)
+            q[1, i] = np.int8(((whole + 64) & 127) - 64)
         total += whole
         difference = exact - step * _f64(whole)
         squares += exact * exact
@@ -157,7 +158,7 @@ def quantise_input(x, step, q, found):
 
 @device
 def row_of_high(start, high, at, q, at_q, width, out, at_out, stride):
-    """The product h · q of a row for the inputs of `start`, to out[at_out:], `stride` apart; all flat."""
+    """The products h · q of a row and the activations of `start`, to out[at_out:], `stride` apart; all flat."""
     sums = start
     for g in range(width // _GROUP):
         dot.prefetch(high, at + _HIGH * g + AHEAD)
@@ -168,11 +169,28 @@ def row_of_high(start, high, at, q, at_q, width, out, at_out, stride):
 
 @device
 def row_of_low(start, low, at, q, at_q, width, out, at_out, stride):
-    """The product l · q of a row, in the same way."""
+    """The products l · q of a row, in the same way."""
     sums = start
     for g in range(width // _GROUP):
         sums = planes.add_low(sums, low, at + _LOW * g, q, at_q + _GROUP * g, width)
     planes.store(sums, out, at_out, stride)
+
+
+@device
+def rows_of_high(v, high, size, begin, end, q, n, width, sums, n_row):
+    """The products of rows [begin, end) of `size` bytes and n rows of activations, to sums [n, n_row]; all flat."""
+    t = 0
+    while n - t >= 4:
+        for r in range(begin, end):
+            row_of_high(planes.four(v), high, r * size, q, t * width, width, sums, t * n_row + r, n_row)
+        t += 4
+    if n - t >= 2:
+        for r in range(begin, end):
+            row_of_high(planes.two(v), high, r * size, q, t * width, width, sums, t * n_row + r, n_row)
+        t += 2
+    if n - t:
+        for r in range(begin, end):
+            row_of_high(planes.one(v), high, r * size, q, t * width, width, sums, t * n_row + r, n_row)
 
 
 @device
@@ -199,44 +217,53 @@ def _offer(values, rows, value, row):
 
 
 @device
-def _bounds(sums, scale, coarse, norm, total, constants, row, end, centre, upper):
-    """What logits of a few rows and one input may be, from their sums: to centre (−∞ without a bound) and upper."""
-    step, c0, c1, c2 = 0.5 * constants[0], constants[1], constants[2], constants[3]
-    offset = 253.0 * _f64(total)
-    for i in range(end - row):
-        r = row + i
-        found = (8.0 * _f64(sums[r]) - offset) * (step * _f64(scale[r]))
-        margin = c0 + c1 * _f64(coarse[r]) + c2 * _f64(norm[r])
-        upper[i] = found + margin
-        centre[i] = found if margin < np.inf else -np.inf
+def _sixteen(sums, a, b, scale, coarse, norm, total, constants, row):
+    """What logits of 16 rows and one input may be, from their sums: centres, with or without a bound, and upper bounds.
 
-
-@device
-def _block(sums, at, scale, coarse, norm, total, constants, row):
-    """The highest bound of 16 rows from `row` on, and the highest centre, bound or not: as `_bounds`, all at once."""
+    sums are flat; a and b are where those of the input's first and last row of activations begin.
+    """
     zero = simd64.zero_f64()
     offset, step = simd64.splat_f64(-253.0 * _f64(total)), simd64.splat_f64(0.5 * constants[0])
-    found = simd64.fma_f64(simd64.widen_int32(sums, at), simd64.splat_f64(8.0), offset)
+    found = simd64.fma_f64(simd64.widen_int32(sums, b + row), simd64.splat_f64(8.0), offset)
+    if a < b:
+        found = simd64.fma_f64(simd64.widen_int32(sums, a + row), simd64.splat_f64(1024.0), found)
     found = simd64.fma_f64(found, simd64.fma_f64(simd64.widen(simd.load(scale, row)), step, zero), zero)
     margin = simd64.fma_f64(
         simd64.widen(simd.load(coarse, row)), simd64.splat_f64(constants[2]), simd64.splat_f64(constants[1])
     )
     margin = simd64.fma_f64(simd64.widen(simd.load(norm, row)), simd64.splat_f64(constants[3]), margin)
-    upper = simd64.fma_f64(found, simd64.splat_f64(1.0), margin)
-    return simd64.largest_f64(upper), simd64.largest_f64(found)
+    return found, simd64.fma_f64(found, simd64.splat_f64(1.0), margin)
 
 
 @device
-def _look(sums, at, scale, coarse, norm, total, constants, row, end, centre, upper, highest, values, rows):
+def _bounds(sums, a, b, scale, coarse, norm, total, constants, row, end, centre, upper):
+    """The same for rows [row, end), at most 16, to centre (−∞ without a bound) and upper."""
+    if end - row == BLOCK:
+        centres, bounds = _sixteen(sums, a, b, scale, coarse, norm, total, constants, row)
+        simd64.store_f64(centre, 0, centres)
+        simd64.store_f64(upper, 0, bounds)
+    else:
+        step, c0, c1, c2 = 0.5 * constants[0], constants[1], constants[2], constants[3]
+        offset = 253.0 * _f64(total)
+        for r in range(row, end):
+            whole = np.int64(sums[b + r]) + (128 * np.int64(sums[a + r]) if a < b else 0)
+            centre[r - row] = (8.0 * _f64(whole) - offset) * (step * _f64(scale[r]))
+            upper[r - row] = centre[r - row] + (c0 + c1 * _f64(coarse[r]) + c2 * _f64(norm[r]))
+    for i in range(end - row):
+        centre[i] = centre[i] if upper[i] < np.inf else -np.inf
+
+
+@device
+def _look(sums, a, b, scale, coarse, norm, total, constants, row, end, centre, upper, highest, values, rows):
     """The highest bounds of rows [row, end), row a multiple of 16, and their seeds."""
     for first in range(row, end, BLOCK):
         last = min(first + BLOCK, end)
         if last - first == BLOCK:
-            most, best = _block(sums, at + first, scale, coarse, norm, total, constants, first)
-            highest[first // BLOCK] = most
-            if not best > values[0]:
+            centres, bounds = _sixteen(sums, a, b, scale, coarse, norm, total, constants, first)
+            highest[first // BLOCK] = simd64.largest_f64(bounds)
+            if not simd64.largest_f64(centres) > values[0]:
                 continue
-        _bounds(part(sums, at, last), scale, coarse, norm, total, constants, first, last, centre, upper)
+        _bounds(sums, a, b, scale, coarse, norm, total, constants, first, last, centre, upper)
         most = -np.inf
         for i in range(last - first):
             most = upper[i] if upper[i] > most else most
@@ -245,13 +272,13 @@ def _look(sums, at, scale, coarse, norm, total, constants, row, end, centre, upp
 
 
 @kernel
-def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, highest, counts, values, rows):
+def bound(v, high, scale, coarse, norm, q, borders, total, constants, counter, sums, highest, counts, values, rows):
     """The first pass, over rows that no thread has taken, and for each input the counts[input] rows that look best.
 
     Those go to values and rows [n_input, largest count], in no order: those that have a bound; where they are too few,
     values of −∞ remain. counter: `new_counter()`.
     """
-    n_input, width, n_row, size = q.shape[0], q.shape[2], high.shape[0], high.shape[1]
+    n_input, width, n_row, size = counts.size, q.shape[1], high.shape[0], high.shape[1]
     flat, flat_q, flat_sums = high.reshape(-1), q.reshape(-1), sums.reshape(-1)
     centre, upper = np.empty(BLOCK), np.empty(BLOCK)
     values[:], rows[:] = -np.inf, 0
@@ -263,22 +290,14 @@ def bound(v, high, scale, coarse, norm, q, total, constants, counter, sums, high
                 dot.prefetch(scale, r)
                 dot.prefetch(coarse, r)
                 dot.prefetch(norm, r)
-                for t in range(n_input):
+                for t in range(q.shape[0]):
                     dot.prefetch(flat_sums, t * n_row + r)
-            for t in range(0, n_input - 1, 2):
-                at_q = 2 * t * width
-                for r in range(first, last):
-                    row_of_high(planes.two(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
-            if n_input % 2:
-                t = n_input - 1
-                at_q = 2 * t * width
-                for r in range(first, last):
-                    row_of_high(planes.one(v), flat, r * size, flat_q, at_q, width, flat_sums, t * n_row + r, n_row)
+            rows_of_high(v, flat, size, first, last, flat_q, q.shape[0], width, flat_sums, n_row)
             for t in range(n_input):
                 k = counts[t]
                 _look(
-                    flat_sums, t * n_row, scale, coarse, norm, total[t], constants[t], first, last, centre, upper,
-                    highest[t], values[t, :k], rows[t, :k],
+                    flat_sums, borders[t] * n_row, (borders[t + 1] - 1) * n_row, scale, coarse, norm, total[t],
+                    constants[t], first, last, centre, upper, highest[t], values[t, :k], rows[t, :k],
                 )  # fmt: skip
         row = take(counter, 0, _TAKEN_ROWS)
 
@@ -310,29 +329,30 @@ def refine(
 ):  # fmt: skip
     """The second pass for one input, over blocks that no thread has taken: to kept the rows that may reach `least`.
 
-    q [1, 2, width], total [1], constants [4], sums [n_row]; blocks: the numbers of blocks of 16 rows; kept [as many
-    rows]. found[0] is how many rows were read, found[1] how many are kept.
+    q, sums [1 or 2, …], total, constants [4]; blocks: the numbers of blocks of 16 rows; kept [as many rows]. found[0]
+    is how many rows were read, found[1] how many are kept.
     """
-    width, n_row = q.shape[2], sums.size
-    flat, flat_q, size = low.reshape(-1), q.reshape(-1), low.shape[1]
+    n_q, width, n_row = q.shape[0], q.shape[1], sums.shape[1]
+    flat, flat_q, flat_sums, size, b = low.reshape(-1), q.reshape(-1), sums.reshape(-1), low.shape[1], (n_q - 1) * n_row
     step, c0, c1, c2 = constants[0], constants[1], constants[2], constants[3]
-    one, centre, upper = np.empty(1, np.int32), np.empty(BLOCK), np.empty(BLOCK)
+    parts, centre, upper = np.empty(2, np.int32), np.empty(BLOCK), np.empty(BLOCK)
     read = np.empty(_TAKEN_BLOCKS * BLOCK, np.int64)
     n_read, n_kept = 0, 0
     taken = take(counter, 0, _TAKEN_BLOCKS)
     while taken < blocks.size:
         n = 0
-        for b in range(taken, min(taken + _TAKEN_BLOCKS, blocks.size)):
-            if b + _BLOCKS_AHEAD < blocks.size:
-                row = blocks[b + _BLOCKS_AHEAD] * BLOCK
-                dot.prefetch(sums, row)
+        for block in range(taken, min(taken + _TAKEN_BLOCKS, blocks.size)):
+            if block + _BLOCKS_AHEAD < blocks.size:
+                row = blocks[block + _BLOCKS_AHEAD] * BLOCK
+                dot.prefetch(flat_sums, row)
+                dot.prefetch(flat_sums, b + row)
                 dot.prefetch(scale, row)
                 dot.prefetch(coarse, row)
                 dot.prefetch(norm, row)
                 dot.prefetch(error, row)
-            row = blocks[b] * BLOCK
+            row = blocks[block] * BLOCK
             end = min(row + BLOCK, n_row)
-            _bounds(sums, scale, coarse, norm, total[0], constants, row, end, centre, upper)
+            _bounds(flat_sums, 0, b, scale, coarse, norm, total, constants, row, end, centre, upper)
             for i in range(end - row):
                 read[n] = row + i
                 n += upper[i] >= least
@@ -341,11 +361,16 @@ def refine(
                 for at in range(0, size, 64):
                     dot.prefetch(flat, read[i + _ROWS_AHEAD] * size + at)
             r = read[i]
-            row_of_low(planes.one(v), flat, r * size, flat_q, 0, width, one, 0, 1)
-            product = 4 * np.int64(sums[r]) + np.int64(one[0]) - 128 * total[0]
+            if n_q == 1:
+                row_of_low(planes.one(v), flat, r * size, flat_q, 0, width, parts, 1, 1)
+            else:
+                row_of_low(planes.two(v), flat, r * size, flat_q, 0, width, parts, 0, 1)
+            whole = 4 * np.int64(flat_sums[b + r]) + np.int64(parts[1])
+            if n_q == 2:
+                whole += 128 * (4 * np.int64(flat_sums[r]) + np.int64(parts[0]))
             margin = c0 + c1 * _f64(error[r]) + c2 * _f64(norm[r])
             kept[n_kept] = r
-            n_kept += not _f64(product) * (step * _f64(scale[r])) + margin < least
+            n_kept += not _f64(whole - 128 * total) * (step * _f64(scale[r])) + margin < least
         n_read += n
         taken = take(counter, 0, _TAKEN_BLOCKS)
     found[0], found[1] = n_read, n_kept

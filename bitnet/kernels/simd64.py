@@ -117,6 +117,19 @@ def sum_f64(typingctx: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def store_f64(typingctx: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Sixteen float64 to a flat float64 array."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), lanes_of(_F64).as_pointer())
+        builder.store(args[2], pointer).align = 1
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, float64x16), build
+
+
+@intrinsic
 def largest_f64(typingctx: Any, vector: Any) -> Any:
     """The largest lane, none of them NaN."""
 
