@@ -1,6 +1,7 @@
 """Attention over a paged cache, all query heads of one key-value head together: what they share is read once.
 
-Keys are read once for some tokens as well, and values are first put into the order in which they are added.
+Keys are read once for some tokens as well. Values are first put into the order in which they are added; those of many
+entries, for few tokens, are added where they lie.
 
 The order of every sum is fixed: a score by the sixteen lanes and the tree of `simd.py`; the sum of exponentials one by
 one, in float64; the sum over values in sixteen lanes of its own, lane i adding entries i, i + 16, …, folded by the same
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from bitnet.kernels import dot, scalars, simd, simd64
 from bitnet.kernels import head as rows
-from bitnet.kernels import scalars, simd, simd64
 from bitnet.kernels.arrays import part
 from bitnet.kernels.compile import device, inlined, kernel
 
@@ -20,6 +21,10 @@ _f32 = np.float32
 
 #: Tokens that share one reading of the keys: their products stay in a second-level cache.
 TOKENS = 4
+#: Groups of sixteen entries whose values are added where they lie, before the next ones: they stay in that cache, too.
+GROUPS = 8
+#: Groups of keys that are fetched ahead.
+_AHEAD = 2
 
 
 @inlined
@@ -32,9 +37,22 @@ def _row(pages, at, first, pitch, size, group):
 
 
 @device
-def _two_scores(flat_q, flat_k, width, at_q, row, count, probs, to, stride):
-    """Products of two queries, side by side, and the keys of some entries, two at a time."""
+def _fetch(flat, at, width):
+    """Begin to fetch a row."""
+    for i in range(0, width, 16):
+        dot.prefetch(flat, at + i)
+
+
+@device
+def _two_scores(flat_q, flat_k, width, at_q, row, count, later, probs, to, stride):
+    """Products of two queries, side by side, and the keys of some entries, two at a time.
+
+    As many keys from row `later` on are fetched, unless it is negative.
+    """
     for r in range(row, row + count // 2 * 2, 2):
+        if later >= 0:
+            _fetch(flat_k, (later + r - row) * width, width)
+            _fetch(flat_k, (later + r - row + 1) * width, width)
         a, b, c, d = simd.zero_f32(), simd.zero_f32(), simd.zero_f32(), simd.zero_f32()
         for i in range(0, width, 16):
             here, next_key = simd.load(flat_k, r * width + i), simd.load(flat_k, (r + 1) * width + i)
@@ -58,12 +76,17 @@ def _scores(
 
     The queries of a token are side by side, those of the next one `next_token` further. A group of keys is read once.
     """
-    for g in range((seen + 15) // 16):
+    n_group = (seen + 15) // 16
+    for g in range(n_group):
         row, count = _row(pages, at_pages, first, pitch, size, g), min(16, seen - 16 * g)
+        later = np.int64(-1)
+        if g + _AHEAD < n_group:
+            later = _row(pages, at_pages, first, pitch, size, g + _AHEAD)
         for t in range(n_token):
             here, to = at_q + t * next_token, t * n * stride + 16 * g
             for h in range(0, n - 1, 2):
-                _two_scores(flat_q, flat_k, width, here + h * width, row, count, probs, to + h * stride, stride)
+                _two_scores(flat_q, flat_k, width, here + h * width, row, count, later, probs, to + h * stride, stride)
+                later = np.int64(-1)
             if n % 2:
                 last = n - 1
                 rows.dense_rows(
@@ -129,22 +152,32 @@ def _softmax(probs, at_probs, n, stride, seen, scale, round_probs):
 
 @device
 def _turn(flat_v, pages, at_pages, first, pitch, size, width, seen, turned):
-    """The values of the entries seen in the order in which sums want them: turned[columns of 16, lane, group, 16]."""
+    """The values of the entries seen in the order in which sums want them: turned[columns of 16, lane, group, 16].
+
+    There is room for one group more, so that lanes do not all lie in the same places of a cache.
+    """
     n_group = (seen + 15) // 16
     for g in range(n_group):
         row = _row(pages, at_pages, first, pitch, size, g)
         for lane in range(min(16, seen - 16 * g)):
             at = (row + lane) * width
             for column in range(0, width, 16):
-                simd.store_f32(turned, ((column + lane) * n_group + g) * 16, simd.load(flat_v, at + column))
+                to = ((column + lane) * (n_group + 1) + g) * 16
+                simd.store_f32(turned, to, simd.load(flat_v, at + column))
 
 
 @device
-def _four_heads(turned, at_v, n_group, probs, at, stride, sums, to):
-    """One lane of sixteen columns for four heads: entries lane, lane + 16, …, to sums[to:], [to + 256:], …"""
+def _four_heads(flat_v, places, at_v, n_group, probs, at, stride, more, sums, to):
+    """One lane of sixteen columns for four heads: entries lane, lane + 16, …, to sums[to:], [to + 256:], …
+
+    The values of group g are at flat_v[places[g] + at_v]. `more`: to what is there already.
+    """
     a, b, c, d = simd.zero_f32(), simd.zero_f32(), simd.zero_f32(), simd.zero_f32()
+    if more:
+        a, b = simd.load(sums, to), simd.load(sums, to + 256)
+        c, d = simd.load(sums, to + 512), simd.load(sums, to + 768)
     for g in range(n_group):
-        v = simd.load(turned, at_v + 16 * g)
+        v = simd.load(flat_v, places[g] + at_v)
         j = at + 16 * g
         a = simd.fma_f32(v, simd.splat_at(probs, j), a)
         b = simd.fma_f32(v, simd.splat_at(probs, j + stride), b)
@@ -157,11 +190,11 @@ def _four_heads(turned, at_v, n_group, probs, at, stride, sums, to):
 
 
 @device
-def _one_head(turned, at_v, n_group, probs, at, sums, to):
+def _one_head(flat_v, places, at_v, n_group, probs, at, more, sums, to):
     """The same for one head."""
-    a = simd.zero_f32()
+    a = simd.load(sums, to) if more else simd.zero_f32()
     for g in range(n_group):
-        a = simd.fma_f32(simd.load(turned, at_v + 16 * g), simd.splat_at(probs, at + 16 * g), a)
+        a = simd.fma_f32(simd.load(flat_v, places[g] + at_v), simd.splat_at(probs, at + 16 * g), a)
     simd.store_f32(sums, to, a)
 
 
@@ -175,19 +208,33 @@ def _fold(sums, at, out, to):
 
 
 @device
-def _values(turned, n_group, width, n, seen, probs, at_probs, stride, sums, out, at_out):
-    """The results of n heads for one token; sums: scratch, 256 · n."""
-    fours = n // 4 * 4
+def _values(
+    flat_v, places, next_column, next_lane, begin, end, n_group, width, n, seen, probs, at_probs, stride, fetch, sums,
+    at_sums, step, out, at_out,
+):  # fmt: skip
+    """What groups [begin, end) of values, of n_group, add to the results of n heads for a token; the last complete it.
+
+    The values of group g are at flat_v[places[g] + …]: `next_column` and `next_lane` further the next ones. sums:
+    scratch from `at_sums` on, 256 · n for each sixteen columns, those of the next ones `step` further. If `fetch`, the
+    groups that are wanted next are fetched.
+    """
+    fours, mine = n // 4 * 4, part(places, begin, end - begin)
     for column in range(0, width, 16):
+        found, later = at_sums + column // 16 * step, end + column // 16
         for lane in range(16):
-            at_v, count = (column + lane) * n_group * 16, (seen - lane + 15) // 16
+            if fetch and column < 16 * GROUPS and later < n_group:
+                _fetch(flat_v, places[later] + lane * width, width)
+            at_v = column * next_column + lane * next_lane
+            count, to = min((seen - lane + 15) // 16, end) - begin, found + 16 * lane
             for h in range(0, fours, 4):
-                at = at_probs + h * stride + lane
-                _four_heads(turned, at_v, count, probs, at, stride, sums, 16 * lane + 256 * h)
+                at = at_probs + h * stride + lane + 16 * begin
+                _four_heads(flat_v, mine, at_v, count, probs, at, stride, begin > 0, sums, to + 256 * h)
             for h in range(fours, n):
-                _one_head(turned, at_v, count, probs, at_probs + h * stride + lane, sums, 16 * lane + 256 * h)
-        for h in range(n):
-            _fold(sums, 256 * h, out, at_out + h * width + column)
+                at = at_probs + h * stride + lane + 16 * begin
+                _one_head(flat_v, mine, at_v, count, probs, at, begin > 0, sums, to + 256 * h)
+        if end == n_group:
+            for h in range(n):
+                _fold(sums, found + 256 * h, out, at_out + h * width + column)
 
 
 @device
@@ -199,12 +246,18 @@ def heads(
     group = n_head // n_kv
     n_seen = start + n_token
     n_group = (n_seen + 15) // 16
+    in_place = n_token <= TOKENS and n_group > GROUPS
+    step = 256 * group if in_place else 0  # sums of all columns are kept where values come bit by bit
     probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
-    sums, turned = np.empty(256 * group, np.float32), np.empty(16 * n_group * width, np.float32)
-    next_token, pitch = n_head * width, n_kv * size
+    sums = np.empty(min(TOKENS, n_token) * step * (width // 16) + 256 * group, np.float32)
+    places, turned = np.empty(n_group, np.int64), np.empty(0 if in_place else 16 * (n_group + 1) * width, np.float32)
+    next_token, pitch, next_lane = n_head * width, n_kv * size, 16 * (n_group + 1)
     for kv in range(head // group, (end + group - 1) // group):
         row = first_row + kv * size
-        _turn(values, pages, at_pages, row, pitch, size, width, n_seen, turned)
+        for g in range(n_group):
+            places[g] = _row(pages, at_pages, row, pitch, size, g) * width if in_place else 16 * g
+        if not in_place:
+            _turn(values, pages, at_pages, row, pitch, size, width, n_seen, turned)
         first, last = max(head, kv * group), min(end, (kv + 1) * group)
         n = last - first
         for begin in range(0, n_token, TOKENS):
@@ -215,7 +268,18 @@ def heads(
             for t in range(together):
                 mine, seen = t * n * stride, start + begin + t + 1
                 _softmax(probs, mine, n, stride, seen, scale, round_probs)
-                _values(turned, n_group, width, n, seen, probs, mine, stride, sums, out, at + t * next_token)
+                if not in_place:
+                    _values(
+                        turned, places, next_lane, next_lane, 0, n_group, n_group, width, n, seen, probs, mine, stride,
+                        in_place, sums, 0, 0, out, at + t * next_token,
+                    )  # fmt: skip
+            for g in range(0, n_group if in_place else 0, GROUPS):
+                for t in range(together):
+                    _values(
+                        values, places, 1, width, g, min(g + GROUPS, n_group), n_group, width, n,
+                        start + begin + t + 1, probs, t * n * stride, stride, t == 0, sums, t * step * (width // 16),
+                        step, out, at + t * next_token,
+                    )  # fmt: skip
 
 
 @kernel
