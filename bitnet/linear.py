@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -228,18 +228,25 @@ class Backend:
         return Activations(x, self.kernels)
 
     def split(self, n: int, work: int, run: Callable[[int, int], None]) -> None:
-        """Call `run(begin, end)` over [0, n) in contiguous shares, one a thread; `work` is the multiply-adds of all."""
-        shares = max(1, min(self.n_threads, n, work // _MIN_SHARE))
-        borders = [n * i // shares for i in range(shares + 1)]
-        if shares == 1:
+        """Call `run(begin, end)` for parts of [0, n); `work` is the multiply-adds of all.
+
+        A thread takes a share of what the others have left, so one that comes late, or whose core is slow, takes less.
+        """
+        least, lock, rest = max(1, n * _MIN_SHARE // max(1, work)), Lock(), [0]
+
+        def take(_thread: int) -> None:
+            while True:
+                with lock:
+                    begin = rest[0]
+                    end = rest[0] = min(n, begin + max(least, (n - begin) // (2 * self.n_threads)))
+                if begin == end:
+                    return
+                run(begin, end)
+
+        if self.n_threads == 1 or work < 2 * _MIN_SHARE:
             run(0, n)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
-        others = [self._pool.submit(run, a, b) for a, b in pairwise(borders[1:])]
-        run(borders[0], borders[1])
-        for other in others:
-            other.result()
+        else:
+            self.share(work, take)
 
     def share(self, work: int, run: Callable[[int], None]) -> None:
         """Call `run(thread)` in as many threads as the `work` is worth; each takes of it what the others have left.

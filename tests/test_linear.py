@@ -253,9 +253,24 @@ def test_shares_cover_every_row_once(n, n_threads, work):
 
     Backend("plain", n_threads).split(n, work, run)
     assert [i for begin, end in sorted(seen) for i in range(begin, end)] == list(range(n))
-    assert len(seen) <= max(1, min(n, n_threads, work >> 17))
-    sizes = [end - begin for begin, end in seen]
-    assert max(sizes) - min(sizes) <= 1
+    assert len(seen) == 1 or all(begin < end for begin, end in seen)
+    assert len(seen) == 1 or (n_threads > 1 and all((end - begin) * work >= n << 19 or end == n for begin, end in seen))
+
+
+def test_a_thread_that_is_slow_takes_less():
+    waiting, done, lock = threading.Event(), [], threading.Lock()
+
+    def run(begin, end):
+        if threading.current_thread() is not threading.main_thread():
+            waiting.wait(20)
+        with lock:
+            done.append((begin, end, threading.current_thread()))
+            if sum(b - a for a, b, thread in done if thread is threading.main_thread()) >= 500:
+                waiting.set()
+
+    Backend("plain", 2).split(1000, 1 << 40, run)
+    assert waiting.is_set()  # more than half were done by the other one
+    assert [i for begin, end, _ in sorted(done, key=lambda d: d[0]) for i in range(begin, end)] == list(range(1000))
 
 
 def test_a_fault_in_any_thread_reaches_the_caller():
