@@ -163,7 +163,8 @@ def _turn(flat_v, pages, at_pages, first, pitch, size, width, seen, turned):
             at = (row + lane) * width
             for column in range(0, width, 16):
                 to = ((column + lane) * (n_group + 1) + g) * 16
-                simd.store_f32(turned, to, simd.load(flat_v, at + column))
+                for i in range(16):
+                    turned[to + i] = flat_v[at + column + i]
 
 
 @device
@@ -247,11 +248,13 @@ def heads(
     n_seen = start + n_token
     n_group = (n_seen + 15) // 16
     in_place = n_token <= TOKENS and n_group > GROUPS
+    at_once = GROUPS if in_place else n_group
     step = 256 * group if in_place else 0  # sums of all columns are kept where values come bit by bit
     probs = np.empty(min(TOKENS, n_token) * group * (16 * n_group + 16), np.float32)
     sums = np.empty(min(TOKENS, n_token) * step * (width // 16) + 256 * group, np.float32)
-    places, turned = np.empty(n_group, np.int64), np.empty(0 if in_place else 16 * (n_group + 1) * width, np.float32)
-    next_token, pitch, next_lane = n_head * width, n_kv * size, 16 * (n_group + 1)
+    turned = np.empty(0 if in_place else 16 * (n_group + 1) * width, values.dtype)
+    source, places, next_lane = (values if in_place else turned), np.empty(n_group, np.int64), 16 * (n_group + 1)
+    next_token, pitch = n_head * width, n_kv * size
     for kv in range(head // group, (end + group - 1) // group):
         row = first_row + kv * size
         for g in range(n_group):
@@ -266,19 +269,13 @@ def heads(
             stride = (seen + 31) // 16 * 16
             _scores(q, keys, pages, at_pages, row, pitch, size, width, n, at, next_token, together, seen, probs, stride)
             for t in range(together):
-                mine, seen = t * n * stride, start + begin + t + 1
-                _softmax(probs, mine, n, stride, seen, scale, round_probs)
-                if not in_place:
-                    _values(
-                        turned, places, next_lane, next_lane, 0, n_group, n_group, width, n, seen, probs, mine, stride,
-                        in_place, sums, 0, 0, out, at + t * next_token,
-                    )  # fmt: skip
-            for g in range(0, n_group if in_place else 0, GROUPS):
+                _softmax(probs, t * n * stride, n, stride, start + begin + t + 1, scale, round_probs)
+            for g in range(0, n_group, at_once):
                 for t in range(together):
                     _values(
-                        values, places, 1, width, g, min(g + GROUPS, n_group), n_group, width, n,
-                        start + begin + t + 1, probs, t * n * stride, stride, t == 0, sums, t * step * (width // 16),
-                        step, out, at + t * next_token,
+                        source, places, 1 if in_place else next_lane, width if in_place else next_lane, g,
+                        min(g + at_once, n_group), n_group, width, n, start + begin + t + 1, probs, t * n * stride,
+                        stride, in_place and t == 0, sums, t * step * (width // 16), step, out, at + t * next_token,
                     )  # fmt: skip
 
 
