@@ -232,13 +232,14 @@ class Backend:
 
         A thread takes a share of what the others have left, so one that comes late, or whose core is slow, takes less.
         """
-        least, lock, rest = max(1, n * _MIN_SHARE // max(1, work)), Lock(), [0]
+        least, lock, taken = max(1, n * _MIN_SHARE // max(1, work)), Lock(), 0
 
         def take(_thread: int) -> None:
+            nonlocal taken
             while True:
                 with lock:
-                    begin = rest[0]
-                    end = rest[0] = min(n, begin + max(least, (n - begin) // (2 * self.n_threads)))
+                    begin = taken
+                    end = taken = min(n, begin + max(least, (n - begin) // (2 * self.n_threads)))
                 if begin == end:
                     return
                 run(begin, end)

@@ -148,6 +148,16 @@ def test_products_that_could_overflow_take_the_full_pass():
     assert agrees(matrix, x)
 
 
+def test_rows_so_wide_that_sums_might_wrap_take_the_full_pass():
+    rng = np.random.default_rng(12)
+    matrix = head(rng.standard_normal((3, screen._TOO_WIDE)))
+    x = rng.standard_normal(screen._TOO_WIDE).astype(np.float32)
+    built = screen.build(matrix, BACKEND)
+    assert screen.prepare(built, x) is None
+    assert screen.prepare(built, x[:-16]) is not None
+    assert same(one(built, x, 1, BACKEND), expected(matrix, x, 1))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_always_computed(bad):
     rng = np.random.default_rng(3)
