@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 import pytest
+from numba.core.runtime import _nrt_python, rtsys
 
 from bitnet.kernels import compile as compiling
 from bitnet.kernels import linking
@@ -61,6 +62,44 @@ def test_python_cannot_call_it():
     inner, _, _ = of(compiling.device)
     with pytest.raises(TypeError):
         inner(np.ones(4, np.float32))
+
+
+def test_arrays_of_linked_functions_are_freed():
+    @compiling.device_with_arrays
+    def reversed_sum(x):
+        turned = np.empty(x.size, np.float32)
+        for i in range(x.size):
+            turned[x.size - 1 - i] = x[i]
+        return turned[0] - turned[x.size - 1]
+
+    @compiling.kernel
+    def whole(x, out):
+        for i in range(out.size):
+            out[i] = reversed_sum(x)
+
+    x, out = np.arange(5, dtype=np.float32), np.zeros(100, np.float32)
+    whole(x, out)
+    _nrt_python.memsys_enable_stats()
+    before = rtsys.get_allocation_stats()
+    whole(x, out)
+    after = rtsys.get_allocation_stats()
+    assert np.all(out == 4)
+    assert after.alloc - before.alloc >= out.size
+    assert after.alloc - before.alloc == after.free - before.free
+    assert after.mi_alloc - before.mi_alloc == after.mi_free - before.mi_free
+
+
+def test_a_function_that_counts_no_references_can_make_no_array():
+    @compiling.device
+    def careless(x):
+        return np.empty(x.size, np.float32)[0]
+
+    @compiling.kernel
+    def whole(x):
+        x[0] = careless(x)
+
+    with pytest.raises(numba.core.errors.NumbaError, match="NRT|returning of array"):
+        whole(np.zeros(3, np.float32))
 
 
 def test_another_numba_compiles_in_full(monkeypatch):

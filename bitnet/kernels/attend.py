@@ -15,7 +15,7 @@ import numpy as np
 from bitnet.kernels import dot, scalars, simd, simd64
 from bitnet.kernels import head as rows
 from bitnet.kernels.arrays import part
-from bitnet.kernels.compile import device, inlined, kernel
+from bitnet.kernels.compile import device, device_with_arrays, inlined, kernel
 
 _f32 = np.float32
 
@@ -238,7 +238,7 @@ def _values(
                 _fold(sums, found + 256 * h, out, at_out + h * width + column)
 
 
-@device
+@device_with_arrays
 def heads(
     q, at_q, n_token, n_head, keys, values, first_row, n_kv, size, width, pages, at_pages, start, scale, round_probs,
     head, end, out,

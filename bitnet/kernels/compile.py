@@ -38,25 +38,36 @@ def kernel(function: Callable[..., None]) -> Any:
     """Compile a kernel on first use."""
     import numba
 
+    from bitnet.kernels.linking import KernelCompiler
+
     settings: Any = numba.config
     folder = cache_folder()
     others = settings.CACHE_DIR
     if folder is not None:
         settings.CACHE_DIR = str(folder)
     try:
-        return numba.njit(nogil=True, cache=folder is not None, **_SETTINGS)(function)
+        return numba.njit(nogil=True, cache=folder is not None, pipeline_class=KernelCompiler, **_SETTINGS)(function)
     finally:
         settings.CACHE_DIR = others  # numba reads it while it decorates; other packages' functions have their own
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels alone call: it becomes part of each of them."""
+    """Compile a function that kernels alone call: it becomes part of each of them. It cannot make arrays."""
+    return _linked(function, _nrt=False)
+
+
+def device_with_arrays(function: Callable[..., Any]) -> Any:
+    """The same for a function that makes arrays of its own."""
+    return _linked(function)
+
+
+def _linked(function: Callable[..., Any], **settings: Any) -> Any:
     import numba
 
     from bitnet.kernels.linking import PIPELINE
 
     linked: dict[str, Any] = {} if PIPELINE is None else {"pipeline_class": PIPELINE, "no_cpython_wrapper": True}
-    return numba.njit(**_SETTINGS, **linked)(function)
+    return numba.njit(**_SETTINGS, **linked, **settings)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:

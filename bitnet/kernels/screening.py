@@ -28,7 +28,7 @@ import numpy as np
 
 from bitnet.kernels import dot, planes, scalars, simd, simd64
 from bitnet.kernels.barrier import new_counter, take
-from bitnet.kernels.compile import device, kernel
+from bitnet.kernels.compile import device, device_with_arrays, kernel
 from bitnet.kernels.head import dense_row
 
 __all__ = [
@@ -77,7 +77,7 @@ def _pack(codes, high, low):
             low[_LOW * g + b] = np.uint8(bits)
 
 
-@device
+@device_with_arrays
 def _distance(values, codes, mask, offset, scale, n):
     """‖values − scale · ((codes & mask) + offset)‖, every difference rounded once."""
     missed, step, shift, unit = (
