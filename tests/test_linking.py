@@ -98,7 +98,7 @@ def test_a_function_that_counts_no_references_can_make_no_array():
     def whole(x):
         x[0] = careless(x)
 
-    with pytest.raises(numba.core.errors.NumbaError, match="NRT|returning of array"):
+    with pytest.raises(numba.core.errors.NumbaError, match=r"NRT|returning of array"):
         whole(np.zeros(3, np.float32))
 
 

@@ -103,7 +103,7 @@ class _UseLinkedLibrary(LoweringPass):
 
 
 def _pipeline(state: Any, needless: Collection[str]) -> Any:
-    """numba's pipeline that compiles without objects, but for some passes."""
+    """The pipeline of numba that compiles without objects, but for some passes."""
     pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(state)
     pipeline.passes = [(step, why) for step, why in pipeline.passes if step.__name__ not in needless]
     return pipeline
