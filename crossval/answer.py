@@ -51,8 +51,15 @@ def where(key: TapKey) -> str:
 
 
 def stopped_at(record: r.Lane) -> r.Rung | None:
-    """The first rung that did not hold."""
-    return next((rung for rung in record.rungs if rung.outcome != "pass"), None)
+    """The first rung that did not hold; what the reference cannot offer, and need not, is stepped over."""
+    return next(
+        (
+            rung
+            for rung in record.rungs
+            if rung.outcome != "pass" and (rung.outcome != "unsupported" or rung.name in record.required_rungs)
+        ),
+        None,
+    )
 
 
 def located(lane: Lane, record: r.Lane) -> Finding | None:
@@ -182,7 +189,7 @@ def sentence(record: r.Lane, *, n_token: int = 0, file_says: str = "", repro: st
     clauses = [f"lane {record.name}, rung {stop.name}"]
     found, cause = record.located, record.cause
     if found is None and cause is None:
-        return f"{clauses[0]}: {stop.outcome}; {stop.why.rstrip('.')}."
+        return "; ".join((f"{clauses[0]}: {stop.outcome}", stop.why.rstrip("."), *_vote(record))) + "."
     if found is not None:
         clauses[0] += f", {where((found.tap, found.layer))}, {_positions(found.positions, n_token)}"
     if cause is not None and cause.name:
@@ -219,7 +226,7 @@ def _vote(record: r.Lane) -> list[str]:
         return [f"{len(agree)} of {total} engines agree with you"]
     if record.blame == "engine":
         return [f"the odd one is this engine: the other {len(agree)} of {total} agree with each other"]
-    return ["no majority says who is wrong"] if total else []
+    return ["no majority says who is wrong"] if differ else []
 
 
 def cause_fields(cause: r.Cause) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def explain(
         tried=search.tried,
         seconds=clock() - began,
         complete=search.complete,
-        evidence=_evidence(wrong),
+        evidence=_evidence(wrong, replay),
     )
 
 
@@ -271,13 +271,16 @@ def _pairs(search: _Search, singles: Sequence[Explanation], everything: Sequence
     return found + [e for e in (search.judge(*pair.hypotheses) for pair in here[:_PAIRS_KEPT]) if e is not None]
 
 
-def _evidence(wrong: Mapping[TapKey, float]) -> tuple[str, ...]:
+def _evidence(wrong: Mapping[TapKey, float], replay: Replay) -> tuple[str, ...]:
     taps = dict.fromkeys(tap for tap, _ in wrong)
     layers = sorted({layer for _, layer in wrong})
     (first, layer), decades = next(iter(wrong.items()))
     where = first if layer < 0 else f"{first} of layer {layer}"
+    finite = np.isfinite(replay.outputs[first, layer]).all()
+    far = f"by {decades:.1f} decades over float32 noise" if finite else "which is not finite"
+    many = "1 operation is wrong:" if len(wrong) == 1 else f"{len(wrong)} operations are wrong, first"
     return (
-        f"{len(wrong)} operations are wrong, first {where}, by {decades:.1f} decades over float32 noise",
+        f"{many} {where}, {far}",
         f"kinds: {', '.join(taps)}; layers: {', '.join(map(str, layers))}",
     )
 

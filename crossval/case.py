@@ -25,8 +25,8 @@ class Prompt:
     text: str
 
 
-#: Prompts for a model that brings none of its own.
-PROMPTS = (
+#: Prompts of a sentence.
+SHORT_PROMPTS = (
     Prompt(name="short", text="The capital of France is"),
     Prompt(
         name="medium",
@@ -34,6 +34,22 @@ PROMPTS = (
     ),
     Prompt(name="code", text="def fibonacci(n):\n    if n < 2:\n        return n\n    return"),
 )
+#: Prompts for a model that brings none of its own.
+PROMPTS = (
+    *SHORT_PROMPTS,
+    Prompt(
+        name="long",
+        text="The keeper of the lighthouse had lived on the island for thirty years, and in all that time he had not "
+        "missed one evening. At dusk he climbed the hundred and twelve steps, filled the lamp with oil, cleaned the "
+        "great lens with a soft cloth and wrote the weather in his book: the wind, the clouds, the height of the "
+        "waves and the names of the ships that passed. Some nights were clear and quiet, and he could count the "
+        "lights of the harbour across the water. On others the storm shook the windows and the sea ran over the "
+        "rocks, and then he stayed awake until the morning, because he knew that somewhere in the dark a captain was "
+        "looking for his light. One autumn, when the first geese flew south, a small boat came",
+    ),
+)
+#: Characters of these prompts that make a token, about.
+_CHARACTERS = 4.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +73,17 @@ def text_cases(engine: Runner, prompts: Sequence[Prompt], *, n_vocab: int, n_gre
         encoded = [engine.tokenize(prompt.text) for prompt in prompts]
     except ReferenceUnavailableError:
         rng = np.random.default_rng(20)
-        encoded = [tuple(int(i) for i in rng.integers(0, n_vocab, 8 * (i + 1))) for i in range(len(prompts))]
+        lengths = [max(8, round(len(prompt.text) / _CHARACTERS)) for prompt in prompts]
+        encoded = [tuple(int(i) for i in rng.integers(0, n_vocab, length)) for length in lengths]
     return tuple(
         Case(name=prompt.name, ids=ids, n_greedy=n_greedy) for prompt, ids in zip(prompts, encoded, strict=True) if ids
     )
+
+
+def ends(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The first case and the longest, which may be one: some faults show late."""
+    longest = max(cases, key=lambda case: len(case.ids), default=None)
+    return tuple(dict.fromkeys((*cases[:1], *([] if longest is None else [longest]))))
 
 
 def read_prompts(path: Path, model: str) -> tuple[Prompt, ...]:

@@ -1,7 +1,8 @@
 """Why the odd side of a lane is wrong: from its operations where they were seen, from its logits where those are all.
 
-A lane whose reference shows no intermediates and that fails on logits or on single steps is put to a vote there, with
-the contract as the third witness, and what is odd is explained by replaying hypotheses from end to end.
+A lane that fails on logits or on single steps, because its reference shows no intermediates or because those that it
+shows hold, is put to a vote there, with the contract as the third witness, and what is odd is explained by replaying
+hypotheses from end to end.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import numpy as np
 
 from crossval import envelope
 from crossval.attribute import BUDGET, Progress, attribute
+from crossval.case import ends
 from crossval.end_to_end import Evaluation
 from crossval.infer import inferred
 from crossval.lane import Lane
-from crossval.locate import MAX_CASES, SINGLE_TOKENS, place
+from crossval.locate import SINGLE_TOKENS, place
 from crossval.metrics import Float32, aligned, relative_l2
 from crossval.vote import Witness, vote
 from receipts import record as r
@@ -35,17 +37,18 @@ def engine_is_odd(lane: Lane, blame: str | None) -> bool:
 
 
 def shown_by_logits(rungs: Sequence[r.Rung]) -> r.RungName | None:
-    """The rung of logits on which a lane without operations fails; None where operations were seen, or logits hold."""
+    """The rung of logits on which a lane without a wrong operation fails; None where one was seen, or logits hold."""
     by_name = {rung.name: rung for rung in rungs}
-    if "operations" not in by_name or by_name["operations"].outcome != "unsupported":
+    if "operations" not in by_name or by_name["operations"].outcome not in ("unsupported", "pass"):
         return None
-    return next((name for name in _LOGITS if name in by_name and by_name[name].outcome == "fail"), None)
+    failed = (name for name in _LOGITS if name in by_name and by_name[name].outcome == "fail")
+    return next((name for name in failed if by_name[name].compared), None)  # not where a side refused or fell silent
 
 
 def put_to_vote(lane: Lane, rungs: Sequence[r.Rung]) -> None:
     """Enter the vote of a lane that fails on logits alone: engine, contract and reference."""
     rung = shown_by_logits(rungs)
-    if rung is None or lane.votes or lane.reference.info.family == "oracle":
+    if rung is None or lane.reference.info.family == "oracle":
         return
     ours, theirs = (_evaluations(lane, rung, engine=side) for side in (True, False))
     oracle = [lane.oracle().run(e.request).logits for e in ours]
@@ -66,7 +69,7 @@ def put_to_vote(lane: Lane, rungs: Sequence[r.Rung]) -> None:
             family=info.family, library_sha256=info.library_sha256, said=[e.logits for e in theirs]
         ),
     }
-    lane.votes = [vote(rung, witnesses, agree)]
+    lane.votes.append(vote(rung, witnesses, agree))
 
 
 def cause_of(
@@ -108,7 +111,7 @@ def _evaluations(lane: Lane, rung: str, *, engine: bool) -> list[Evaluation]:
         rung: Which failed.
         engine: Whether the engine is asked, else the reference.
     """
-    cases = [lane.forced(case) for case in lane.cases[:MAX_CASES]]
+    cases = [lane.forced(case) for case in ends(lane.cases)]
     normalised = lane.normalised and not engine
     seen = [
         Evaluation(

@@ -29,10 +29,12 @@ class Part:
 
     Attributes:
         first: Number of the first row.
+        asked: What both sides were asked for.
         ours, theirs: [rows, columns], scale applied.
     """
 
     first: int
+    asked: Rows
     ours: Float32
     theirs: Float32
 
@@ -81,11 +83,11 @@ class DecodedTensor:
             whole = first == 0 and each >= self.rows
             # one row more than there is, so that a longer tensor is found to be one
             asked = None if whole else (first, first + each if first + each < self.rows else self.rows + 1)
-            ours, theirs = (_scaled(side, self.name, asked) for side in (self.engine, self.reference))
+            ours, theirs = (scaled(side, self.name, asked) for side in (self.engine, self.reference))
             if ours.size != theirs.size:
                 raise ShapeMismatchError(f"{self.name}: ours has {ours.size} weights, theirs {theirs.size}")
             n_row = self.rows if whole else len(ours)
-            yield Part(first=first, ours=ours.reshape(n_row, -1), theirs=theirs.reshape(n_row, -1))
+            yield Part(first=first, asked=asked, ours=ours.reshape(n_row, -1), theirs=theirs.reshape(n_row, -1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class _Gathered:
         )
 
 
-def _scaled(runner: Runner, name: str, rows: Rows) -> Float32:
+def scaled(runner: Runner, name: str, rows: Rows) -> Float32:
     """A tensor or some of its rows with its `.scale`, where this side's file has one."""
     value = runner.weights(name) if rows is None else runner.weights(name, rows)
     try:

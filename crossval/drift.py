@@ -21,7 +21,7 @@ import numpy as np
 from bitnet.synthetic import Shape, make
 from crossval import envelope
 from crossval.attribute import Attribution, explain
-from crossval.case import PROMPTS, read_prompts
+from crossval.case import SHORT_PROMPTS, read_prompts
 from crossval.catalogue import CATALOGUE, Hypothesis
 from crossval.engine import EngineRunner
 from crossval.fits import variant_of
@@ -295,7 +295,7 @@ def subjects(fixtures: Path, work: Path) -> list[Subject]:
         (
             name,
             fixtures / "models" / f"{name}.i2_s.gguf",
-            tuple(p.text for p in (*read_prompts(fixtures / "prompts.json", name), *PROMPTS)),
+            tuple(p.text for p in (*read_prompts(fixtures / "prompts.json", name), *SHORT_PROMPTS)),
         )
         for name in TRAINED
     ]

@@ -7,13 +7,15 @@ quality. A reference that cannot offer something is `unsupported` there, one tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
-from crossval.decoded import decoded_tensors
+from crossval.case import ends
+from crossval.decoded import Part, decoded_tensors, scaled
 from crossval.envelope import Envelope
 from crossval.evidence import TOP_K
 from crossval.lane import Forced, Lane
@@ -30,8 +32,10 @@ from crossval.metrics import (
     top1_margin,
 )
 from crossval.spans import differences
+from crossval.vote import Witness, vote
 from receipts import ids_digest
-from receipts.record import RUNGS, NearTie, Rung, RungName
+from receipts.record import RUNGS, NearTie, Rung, RungName, Vote
+from reference.oracle import Oracle
 from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Request
 
 Climb = Callable[[Lane], Rung]
@@ -127,6 +131,7 @@ def tokens(lane: Lane) -> Rung:
 def weights(lane: Lane) -> Rung:
     """Every tensor of the model, decoded by both, with its scale applied."""
     worst, where, compared = 0.0, "", 0
+    found_in: tuple[str, Part] | None = None
     for tensor in decoded_tensors(lane.original, lane.reference):
         lane.progress(f"weights: {tensor.name}")
         compared += 1
@@ -134,11 +139,30 @@ def weights(lane: Lane) -> Rung:
             found = part.difference()
             if found.max_abs_err > worst:
                 worst, where = found.max_abs_err, f"{tensor.name} row {found.worst_token} column {found.worst_index}"
+                found_in = tensor.name, part
     lane.original.release()  # every page was read, and the other engine of the lane has its own
+    if found_in is not None:
+        lane.votes.append(_weights_vote(lane, *found_in))
     why = f"{compared} tensors decode to equal bits"
     return _judged(
         "weights", envelope.WEIGHTS, worst, compared, why if not where else f"{where} differs by {worst:.3g}"
     )
+
+
+def _weights_vote(lane: Lane, name: str, part: Part) -> Vote:
+    """Who decodes the most different rows of a tensor as the contract does."""
+    contract: Float32 | None = None
+    copied = lane.plan.engine_file != lane.plan.subject.path
+    with suppress(ReferenceUnavailableError):
+        oracle = Oracle(str(lane.plan.subject.path), n_layer_kept=1) if copied else lane.oracle()
+        contract = scaled(oracle, name, part.asked)
+    info = lane.reference.info
+    witnesses = {
+        "bitnet": Witness(family="bitnet", said=part.ours),
+        lane.oracle_key: Witness(family="oracle", said=contract),
+        lane.plan.reference: Witness(family=info.family, library_sha256=info.library_sha256, said=part.theirs),
+    }
+    return vote("weights", witnesses, lambda a, b: np.array_equal(a.reshape(-1), b.reshape(-1), equal_nan=True))
 
 
 def logits(lane: Lane) -> Rung:
@@ -146,7 +170,18 @@ def logits(lane: Lane) -> Rung:
     for forced in _all(lane):
         lane.runs.append(_run(lane, forced))
         lane.candidates += _candidates(lane, forced)
-    return _compare_logits("logits", lane, [(c, c.theirs[: c.n_prompt], c.ours[: c.n_prompt], 0) for c in _all(lane)])
+    rung = _compare_logits("logits", lane, [(c, c.theirs[: c.n_prompt], c.ours[: c.n_prompt], 0) for c in _all(lane)])
+    return rung if rung.outcome != "fail" else replace(rung, why=rung.why + _otherwise_watched(lane))
+
+
+def _otherwise_watched(lane: Lane) -> str:
+    """That the engine computes other logits where its operations are compared: then others than those made these."""
+    for c in map(lane.forced, ends(lane.cases)):
+        seen, ours = lane.engine.run(Request(ids=c.ids[: c.n_prompt], taps=True)).logits, c.ours[: c.n_prompt]
+        if not np.array_equal(seen, ours, equal_nan=True):
+            apart = relative_l2(seen, ours).max()
+            return f"; the engine's logits differ by {apart:.1e} from its own when its operations are watched"
+    return ""
 
 
 def decode(lane: Lane) -> Rung:

@@ -18,6 +18,7 @@ from crossval.noise import SEEDS, Noise
 from crossval.plan import LanePlan
 from receipts.record import Located, Vote
 from reference.oracle import Oracle
+from reference.recorded import Recorded
 from reference.runner import (
     LOG_PROBABILITY_ERROR,
     Observation,
@@ -193,7 +194,7 @@ class Lane:
         free = self.ask(Request(ids=case.ids, n_greedy=case.n_greedy))
         ids = case.ids + free.generated[:-1]
         ours = self.engine.run(Request(ids=ids, n_batch=n)).logits
-        n_single = len(ids) if self.plan.subject.recording else min(len(ids), SINGLE_TOKENS)
+        n_single = len(ids) if isinstance(self.reference, Recorded) else min(len(ids), SINGLE_TOKENS)
         single = Request(ids=ids[:n_single], n_batch=1)
         theirs_single, ours_single = self.ask(single).logits, self.engine.run(single).logits
         theirs = free.logits

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from crossval import envelope
+from crossval.case import ends
 from crossval.engine import PROJECTIONS
 from crossval.lane import Lane, Row
 from crossval.metrics import Difference, Float32, difference, histogram
@@ -22,6 +23,7 @@ from crossval.replay import Replay
 from crossval.self_check import self_check
 from crossval.vote import Witness, vote
 from receipts.record import Located, Rung, Vote
+from reference.recorded import Recorded
 from reference.runner import (
     Observation,
     ReferenceFailedError,
@@ -32,11 +34,11 @@ from reference.runner import (
     tap_order,
 )
 
-#: Prompt tokens whose intermediates are captured, and those captured again one token at a time.
-MAX_TOKENS = 48
+#: Prompt tokens whose intermediates are captured, those of a large model, and those captured one token at a time.
+MAX_TOKENS, MAX_TOKENS_LARGE = 128, 56
 SINGLE_TOKENS = 8
-#: Prompts checked in one batch.
-MAX_CASES = 2
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 Taps = Mapping[TapKey, Float32]
 #: How two values of an operation differ, measured as its inputs allow.
@@ -63,7 +65,7 @@ class _Walk:
 
 
 def check_operations(lane: Lane) -> Rung:
-    """Every captured operation of up to two prompts, in a batch and one token at a time."""
+    """Every captured operation of the first and the longest prompt, in a batch and one token at a time."""
     if not lane.cases:
         return Rung(name="operations", outcome="inconclusive", why="there is no prompt to evaluate")
     checked, refused = 0, ""
@@ -120,12 +122,18 @@ def _check_capture(seen: Observation) -> None:
 
 
 def _requests(lane: Lane) -> list[tuple[str, Request]]:
-    cases = lane.cases if lane.plan.subject.recording else lane.cases[:MAX_CASES]
-    batches = [
-        (c.name, Request(ids=c.ids if lane.plan.subject.recording else c.ids[:MAX_TOKENS], taps=True)) for c in cases
-    ]
-    ids = lane.cases[0].ids[:SINGLE_TOKENS]
-    return [*batches, (f"{lane.cases[0].name}, one token at a time", Request(ids=ids, n_batch=1, taps=True))]
+    singles = lane.cases[0].ids[:SINGLE_TOKENS]
+    single = (f"{lane.cases[0].name}, one token at a time", Request(ids=singles, n_batch=1, taps=True))
+    if isinstance(lane.reference, Recorded):  # it has every prompt whole
+        return [*((c.name, Request(ids=c.ids, taps=True)) for c in lane.cases), single]
+    most = MAX_TOKENS_LARGE if lane.plan.subject.large else MAX_TOKENS
+    first, *longest = ends(lane.cases)
+    made = [(first.name, Request(ids=first.ids[:most], taps=True))]
+    for case in longest:
+        ids = case.ids[:most]
+        n_batch = max(len(ids) - SINGLE_TOKENS, 1)
+        made.append((f"{case.name}, the last one at a time", Request(ids=ids, n_batch=n_batch, taps=True)))
+    return [*made, single]
 
 
 def _walk(lane: Lane, case: str, ours: Taps, replay: Replay, *, listen: bool) -> _Walk:
@@ -267,7 +275,7 @@ def _vote(
 
     def agree(a: Taps, b: Taps) -> bool:
         keys = [k for k in theirs if k in a and k in b]
-        return bool(keys) and all(limit.holds(judged(k, a[k], b[k]).ratio) for k in keys)
+        return bool(keys) and all(limit.holds(judged(k, *_but_equally_infinite(a[k], b[k])).ratio) for k in keys)
 
     if third:
         word = "agrees" if agree(ours, theirs) else "differs"
@@ -283,6 +291,14 @@ def _vote(
         },
         agree,
     )
+
+
+def _but_equally_infinite(a: Float32, b: Float32) -> tuple[Float32, Float32]:
+    """Two values of an operation that was fed NaN or infinity: what both make of it alike is zero in both."""
+    if a.shape != b.shape:
+        return a, b
+    alike = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
+    return np.where(alike, np.float32(0.0), a), np.where(alike, np.float32(0.0), b)
 
 
 def _heard(lane: Lane, runner: Runner | None, locked: Request) -> Witness[Taps]:
@@ -339,12 +355,13 @@ def _verdict(lane: Lane, checked: int, sums: int, unequal: int, worst: float, wo
 
 def _first(lane: Lane) -> str:
     assert lane.located is not None
-    return f"the first wrong one is {place(lane.located.tap, lane.located.layer)}"
+    said = "" if lane.located.max_abs_err < _LARGEST else ", which is not finite"
+    return f"the first wrong one is {place(lane.located.tap, lane.located.layer)}{said}"
 
 
 def _finite(value: float) -> float:
     """JSON has no infinity; the largest float says "not a number" plainly enough."""
-    return value if np.isfinite(value) else float(np.finfo(np.float64).max)
+    return value if np.isfinite(value) else _LARGEST
 
 
 def place(tap: str, layer: int) -> str:

@@ -14,7 +14,7 @@ from bitnet.api import load
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
 from crossval import evidence, ladder
-from crossval.case import Case, text_cases
+from crossval.case import Case, ends, text_cases
 from crossval.cause import cause_of, put_to_vote
 from crossval.engine import EngineRunner
 from crossval.environment import now
@@ -33,6 +33,8 @@ from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Ru
 #: Greedy tokens of a case, and tokens of the quality text; for models that are large, fewer.
 N_GREEDY, N_QUALITY = 24, 192
 N_GREEDY_LARGE, N_QUALITY_LARGE = 8, 64
+#: Tokens of the longest prompt of a large model.
+N_PROMPT_LARGE = 96
 
 Say = Callable[[str], None]
 Watch = Callable[[Lane, r.Lane], None]
@@ -204,10 +206,11 @@ class Run:
             return tuple(
                 Case(name=p.name, ids=p.prompt_ids, n_greedy=len(p.generated_ids)) for p in reference.prompts()
             )
-        prompts = subject.prompts[:1] if subject.large else subject.prompts
         n_greedy = N_GREEDY_LARGE if subject.large else N_GREEDY
-        made = text_cases(engine, prompts, n_vocab=engine.model.config.n_vocab, n_greedy=n_greedy)
+        made = text_cases(engine, subject.prompts, n_vocab=engine.model.config.n_vocab, n_greedy=n_greedy)
         room = engine.model.config.n_ctx - n_greedy
+        if subject.large:
+            made, room = ends(made), min(room, N_PROMPT_LARGE)
         if room < 1:
             raise UsageError(f"a context of {engine.model.config.n_ctx} tokens is too short", where=subject.path)
         return tuple(Case(name=c.name, ids=c.ids[:room], n_greedy=n_greedy) for c in made)

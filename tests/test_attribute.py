@@ -121,7 +121,7 @@ def test_what_fits_nothing_is_unexplained_and_shows_its_evidence():
     cause = explain(Replay(replay.oracle, IDS, replay.inputs, odd)).cause
     assert (cause.name, cause.explained) == ("", 0.0)
     assert cause.explanation.startswith("unexplained: ")
-    assert "first ffn_up of layer 1" in cause.explanation
+    assert "1 operation is wrong: ffn_up of layer 1, by " in cause.explanation
 
 
 def test_a_budget_ends_the_search_and_is_told():

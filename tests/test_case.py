@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from crossval.case import PROMPTS, Case, Prompt, read_prompts, text_cases
+from crossval.case import PROMPTS, Case, Prompt, ends, read_prompts, text_cases
 from reference.runner import ReferenceUnavailableError
 
 
@@ -35,8 +35,16 @@ def test_without_a_tokenizer_ids_are_seeded_and_in_the_vocabulary():
     absent = Tokenizes(ReferenceUnavailableError("none"))
     made = text_cases(absent, PROMPTS, n_vocab=7, n_greedy=1)
     assert made == text_cases(absent, PROMPTS, n_vocab=7, n_greedy=1)
-    assert [len(c.ids) for c in made] == [8, 16, 24]
+    assert [len(c.ids) for c in made] == [8, 23, 13, 158]
     assert all(0 <= i < 7 for c in made for i in c.ids)
+
+
+def test_the_ends_are_the_first_and_the_longest():
+    a, b, c = (Case(name=name, ids=(1,) * n, n_greedy=1) for name, n in (("a", 3), ("b", 5), ("c", 4)))
+    assert ends((a, b, c)) == (a, b)
+    assert ends((b, a, c)) == (b,)
+    assert ends((a,)) == (a,)
+    assert ends(()) == ()
 
 
 def test_names_are_unique_and_texts_say_something():

@@ -14,7 +14,7 @@ from bitnet.config import Numerics
 from bitnet.gguf import read
 from bitnet.rope import rotary_tables
 from crossval import envelope
-from crossval.case import PROMPTS, read_prompts
+from crossval.case import SHORT_PROMPTS, read_prompts
 from crossval.catalogue import BY_NAME, hypothesis
 from crossval.conditioning import judged, noise
 from crossval.drift import SHAPES, Subject
@@ -39,7 +39,7 @@ LIMIT = envelope.LOCKED_OPERATION.limit
 @cache
 def subject(name):
     """A trained model: its scores go up to 50."""
-    texts = tuple(p.text for p in (*read_prompts(FIXTURES / "prompts.json", name), *PROMPTS))
+    texts = tuple(p.text for p in (*read_prompts(FIXTURES / "prompts.json", name), *SHORT_PROMPTS))
     return Subject(name, FIXTURES / "models" / f"{name}.i2_s.gguf", texts)
 
 

@@ -141,6 +141,9 @@ def test_one_flipped_trit_is_caught_by_name(tmp_path):
     lane = liars.climb(Liar(altered(tmp_path)), tmp_path)
     assert liars.first_fault(lane) == ("weights", "fail")
     assert "blk.1.ffn_up.weight row 3 column 70" in lane.rung("weights").why
+    [vote] = lane.votes
+    assert (vote.rung, vote.odd, lane.blame) == ("weights", lane.reference, "reference")
+    assert vote.witnesses == {"bitnet": "agrees", "oracle · liar": "agrees", lane.reference: "differs"}
 
 
 def test_one_flipped_trit_is_caught_though_the_weights_are_shown_as_they_should_be(tmp_path):
@@ -216,6 +219,33 @@ def test_logits_times_one_and_a_half(tmp_path):
 
 
 # ---- an engine that is wrong --------------------------------------------------------------------------------------
+
+
+def test_logits_that_its_operations_do_not_explain_are_put_to_a_vote(tmp_path):
+    """What it shows is honest; what it answers when nobody looks is not."""
+
+    def unwatched(request: Request, seen: Observation) -> Observation:
+        return seen if request.taps else replace(seen, logits=np.roll(seen.logits, 1, axis=1))
+
+    lane = liars.climb(Liar(change=unwatched), tmp_path)
+    assert liars.first_fault(lane) == ("logits", "fail")
+    assert (lane.rung("operations").outcome, lane.located, lane.blame) == ("pass", None, "reference")
+    assert [(vote.rung, vote.odd) for vote in lane.votes] == [("operations", None), ("logits", lane.reference)]
+    assert "watched" not in lane.rung("logits").why
+
+
+def test_an_engine_that_computes_otherwise_when_it_is_watched_is_told(tmp_path, monkeypatch):
+    class Unwatched(EngineRunner):
+        def run(self, request: Request) -> Observation:
+            seen = super().run(request)
+            watched = request.taps or request.lock
+            return seen if watched else replace(seen, logits=np.roll(seen.logits, 1, axis=1))
+
+    monkeypatch.setattr("crossval.run.EngineRunner", Unwatched)
+    lane = liars.climb(Liar(), tmp_path)
+    assert liars.first_fault(lane) == ("logits", "fail")
+    assert lane.blame == "engine"
+    assert lane.rung("logits").why.endswith("from its own when its operations are watched")
 
 
 class Restless(EngineRunner):

@@ -10,6 +10,7 @@ import pytest
 from liars import Liar
 
 from bitnet.config import Numerics
+from crossval.case import Prompt
 from crossval.engine import EngineRunner
 from crossval.locate import _vote, place
 from crossval.plan import ORACLE_RUNGS
@@ -258,3 +259,44 @@ def further_vote(witness, ours, theirs):
         reference = type("R", (), {"info": type("I", (), {"family": "x", "library_sha256": "y"})})
 
     return _vote(Fake(), Request(ids=(1,)), taps(ours), taps(theirs), taps(ours), {"w": witness})
+
+
+def late(layer=1, first=16, *, single=False):
+    """A fault of tokens from `first` on, in a batch or, with `single`, of those that come one at a time alone."""
+
+    def change(request: Request, seen: Observation) -> Observation:
+        if not request.taps:
+            return seen
+        begin = first if not single else max(request.n_batch or len(request.ids), first)
+        value = seen.taps["ffn_up", layer].copy()
+        value[begin:, 3:5] = value[begin:, [4, 3]]
+        return replace(seen, taps={**seen.taps, ("ffn_up", layer): value})
+
+    return change
+
+
+def long_prompts(monkeypatch):
+    words = " ".join(["the quick brown fox jumps over a sea of green hills"] * 6)
+    monkeypatch.setattr(liars, "PROMPTS", (*liars.PROMPTS, Prompt(name="long", text=words)))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_fault_that_shows_late_is_located(tmp_path, monkeypatch, single):
+    long_prompts(monkeypatch)
+    lane = liars.climb(Liar(change=late(first=40, single=single)), tmp_path)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("ffn_up", 1, "reference")
+    assert min(lane.located.positions) >= 40
+
+
+def test_values_that_are_not_numbers_have_one_culprit(tmp_path):
+    """What is fed NaN makes NaN, in every engine: that is no difference between them."""
+
+    def broken(request: Request, seen: Observation) -> Observation:
+        return replace(seen, taps={k: v * np.float32("nan") if k == ("l_out", 0) else v for k, v in seen.taps.items()})
+
+    lane = liars.climb(Liar(change=broken), tmp_path)
+    assert (lane.located.tap, lane.located.layer, lane.blame) == ("l_out", 0, "reference")
+    [vote] = lane.votes
+    assert vote.odd == lane.reference
+    assert "which is not finite" in lane.rung("operations").why

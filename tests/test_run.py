@@ -179,7 +179,7 @@ def test_a_reference_killed_in_the_middle(tmp_path, lanes, rung):
 def test_a_reference_that_ends_itself_at_its_third_request(tmp_path, lanes):
     lanes(liars.plan(lambda: Child("kill", 2).runner))
     [lane] = finished(tmp_path).lanes
-    assert (lane.outcome, lane.climbed) == ("error", "weights")
+    assert (lane.outcome, lane.climbed) == ("error", "operations")
 
 
 def test_a_reference_that_hangs(tmp_path, lanes):
