@@ -46,6 +46,41 @@ ACTIVATIONS: dict[str, Activation] = {
     "swiglu": "silu",
 }
 
+#: Hyper-parameters of other graphs, each with the values that change nothing. Any other value asks for what is not
+#: computed here; llama.cpp heeds some of them under every architecture.
+_WITHOUT_EFFECT: dict[str, tuple[float, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
+#: The hyper-parameters that are read, and those that are only information.
+_KNOWN = frozenset(
+    {
+        *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+        *("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon", "attention.scale"),
+        *("attention.sliding_window", "block_count", "context_length", "embedding_length", "expert_used_count"),
+        *("feed_forward_length", "hidden_act", "hidden_activation", "pooling_type", "rope.dimension_count"),
+        *("rope.freq_base", "rope.scale_linear", "rope.scaling.factor", "rope.scaling.finetuned"),
+        *("rope.scaling.original_context_length", "rope.scaling.type", "tie_word_embeddings", "vocab_size"),
+        *_WITHOUT_EFFECT,
+    }
+)
+_SHOWN = 5
+
 
 def _number(gguf: GGUF, key: str, kind: type, default: float | None = None) -> Any:  # noqa: ANN401  # as `kind` says
     value = gguf.metadata.get(key, default)
@@ -109,7 +144,8 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
         rms_eps=real("attention.layer_norm_rms_epsilon"),
     )
     _check(gguf, config)
-    return config, notices
+    _check_supported(gguf, config)
+    return config, (*notices, *_unknown(gguf, config.arch))
 
 
 def _ties(gguf: GGUF, arch: str) -> bool:
@@ -135,20 +171,31 @@ def _activation(gguf: GGUF, arch: str, contract: Contract) -> tuple[Activation, 
     return contract.activation, "architecture", (note,)
 
 
+def _unknown(gguf: GGUF, arch: str) -> tuple[str, ...]:
+    """What is worth telling of hyper-parameters that nobody here knows."""
+    keys = sorted(key for key in gguf.metadata if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in _KNOWN)
+    if not keys:
+        return ()
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return (f"hyper-parameters that are unknown here and change nothing: {', '.join(keys[:_SHOWN])}{more}",)
+
+
+def _or_nothing(gguf: GGUF, key: str, kind: type, nothing: float) -> Any:  # noqa: ANN401  # as `kind` says
+    """A hyper-parameter that asks for nothing where it is absent, or 0, as llama.cpp takes it."""
+    value = gguf.metadata.get(key)
+    return nothing if isinstance(value, (int, float)) and value == 0 else _number(gguf, key, kind, nothing)
+
+
 def _check(gguf: GGUF, c: ModelConfig) -> None:
     """Relations between hyper-parameters that the forward pass relies on."""
     arch = c.arch
     value_length = _number(gguf, f"{arch}.attention.value_length", int, c.head_dim)
     rotary = _number(gguf, f"{arch}.rope.dimension_count", int, c.head_dim)
-    scaling = gguf.get(f"{arch}.rope.scaling.type", str, "")
-    factor = _number(gguf, f"{arch}.rope.scaling.factor", float, 1.0)
     rules = (
         ("attention.head_count_kv", c.n_head % c.n_head_kv == 0, f"{c.n_head} heads do not divide by {c.n_head_kv}"),
         ("attention.key_length", c.head_dim % 16 == 0, f"head_dim {c.head_dim} is not a multiple of 16"),
         ("attention.value_length", value_length == c.head_dim, f"{value_length} differs from key_length {c.head_dim}"),
         ("rope.dimension_count", rotary == c.head_dim, f"{rotary} differs from head_dim {c.head_dim}"),
-        ("rope.scaling.type", scaling in ("", "none"), f"rotary scaling {scaling!r} is not supported"),
-        ("rope.scaling.factor", factor == 1 or scaling == "none", f"rotary scaling by {factor:g} is not supported"),
         ("embedding_length", c.n_embd % 16 == 0, f"{c.n_embd} is not a multiple of 16"),
         ("feed_forward_length", c.n_ff % 16 == 0, f"{c.n_ff} is not a multiple of 16"),
         ("block_count", c.n_layer <= 1024, f"{c.n_layer} layers are more than any model has"),
@@ -157,3 +204,31 @@ def _check(gguf: GGUF, c: ModelConfig) -> None:
     for key, ok, reason in rules:
         if not ok:
             raise GGUFError(reason, path=gguf.path, field=f"{arch}.{key}")
+
+
+def _check_supported(gguf: GGUF, c: ModelConfig) -> None:
+    """Whether the file asks for nothing that the forward pass does not compute."""
+    arch = c.arch
+    scaling = gguf.get(f"{arch}.rope.scaling.type", str, "")
+    # the second is the older spelling of the first
+    factors = {k: _or_nothing(gguf, f"{arch}.{k}", float, 1.0) for k in ("rope.scaling.factor", "rope.scale_linear")}
+    window = _or_nothing(gguf, f"{arch}.attention.sliding_window", int, c.n_ctx)
+    usual = 1 / math.sqrt(c.head_dim)
+    scale = _or_nothing(gguf, f"{arch}.attention.scale", float, usual)
+    rules = [
+        ("rope.scaling.type", scaling in ("", "none", "linear"), f"rotary scaling {scaling!r}"),
+        *((key, factor == 1 or scaling == "none", f"rotary scaling by {factor:g}") for key, factor in factors.items()),
+        ("attention.sliding_window", window >= c.n_ctx, f"attention to the last {window} tokens alone"),
+        ("attention.scale", math.isclose(scale, usual, rel_tol=1e-6), f"scaling scores by {scale:g}"),
+    ]
+    for key, without_effect in _WITHOUT_EFFECT.items():
+        value = gguf.metadata.get(f"{arch}.{key}", without_effect[0])
+        rules.append((key, isinstance(value, (int, float)) and value in without_effect, f"{value!r}"))
+    for key, ok, what in rules:
+        if not ok:
+            raise GGUFError(
+                f"{what} is not supported",
+                path=gguf.path,
+                field=f"{arch}.{key}",
+                remedy="run the file with the engine that it was made for",
+            )

@@ -48,6 +48,27 @@ ARCHITECTURES = {
     "llama": Architecture(activation="silu", sub_norms=False, rope_style="interleaved", output_weight=True),
 }
 
+#: Keys for which no architecture here has a contract, and the values by which a file says that it does without.
+ABSENT: dict[str, tuple[float, ...]] = {
+    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.alpha": (0, 1),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "logit_scale": (0, 1),
+    "expert_count": (0,),
+    "nextn_predict_layers": (0,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HyperParameters:
@@ -98,8 +119,7 @@ def hyper_parameters(metadata: Mapping[str, Any], tensors: Collection[str], sema
             f"{n_head} heads, {n_head_kv} key heads of width {head_dim}: heads must share keys evenly, and the rotary "
             "must turn whole heads of even width"
         )
-    if (scaling := metadata.get(f"{arch}.rope.scaling.type", "none")) != "none":
-        raise ReferenceUnavailableError(f"{arch}.rope.scaling.type {scaling!r} has no contract")
+    _refuse_the_rest(metadata, arch, head_dim)
     declared = metadata.get(f"{arch}.hidden_activation", metadata.get(f"{arch}.hidden_act", contract.activation))
     activation = semantics.activation or declared
     if activation not in ACTIVATIONS:
@@ -121,6 +141,25 @@ def hyper_parameters(metadata: Mapping[str, Any], tensors: Collection[str], sema
         sub_norms=contract.sub_norms if semantics.sub_norms is None else semantics.sub_norms,
         head="output.weight" if output_weight and "output.weight" in tensors else "token_embd.weight",
     )
+
+
+def _refuse_the_rest(metadata: Mapping[str, Any], arch: str, head_dim: int) -> None:
+    """Refuse a file that asks for more than the contracts hold."""
+    scaling = metadata.get(f"{arch}.rope.scaling.type", "linear")  # llama.cpp's default, by a factor of 1
+    allowed = ABSENT | {"attention.scale": (0, head_dim**-0.5), "attention.sliding_window": (0,)}
+    if (n_ctx := metadata.get(f"{arch}.context_length")) is not None:
+        allowed["attention.sliding_window"] = (0, n_ctx)
+    if scaling != "none":  # the older spelling of the factor is the second
+        allowed |= {"rope.scaling.factor": (0, 1), "rope.scale_linear": (0, 1)}
+    for key, values in allowed.items():
+        value = metadata.get(f"{arch}.{key}", values[0])
+        if (
+            not isinstance(value, int | float | np.number)
+            or not np.isclose(float(value), values, rtol=1e-6, atol=0).any()
+        ):
+            raise ReferenceUnavailableError(f"{arch}.{key} {value!r} has no contract")
+    if scaling not in ("linear", "none"):
+        raise ReferenceUnavailableError(f"{arch}.rope.scaling.type {scaling!r} has no contract")
 
 
 def weight_names(hyper: HyperParameters, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

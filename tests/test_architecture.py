@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bitnet import architecture
 from bitnet.architecture import CONTRACTS, read_config
 from bitnet.errors import GGUFError, ModelFileError
 from bitnet.gguf import GGMLType, TensorData, ValueType, read, write
@@ -159,6 +160,14 @@ def test_a_real_is_finite_and_positive(tmp_path, key, value):
         ({"rope__scaling__type": "yarn"}, "rope.scaling.type", "'yarn' is not supported"),
         ({"rope__scaling__type": 3}, "rope.scaling.type", "STRING|str"),
         ({"rope__scaling__factor": 4.0}, "rope.scaling.factor", "by 4 is not supported"),
+        ({"rope__scale_linear": 8.0}, "rope.scale_linear", "by 8 is not supported"),
+        ({"rope__scaling__type": "linear", "rope__scale_linear": 8.0}, "rope.scale_linear", "by 8 is not supported"),
+        ({"rope__scaling__factor": -1.0}, "rope.scaling.factor", "must be positive"),
+        ({"rope__scale_linear": [8.0, 8.0]}, "rope.scale_linear", "not a number"),
+        ({"rope__scaling__attn_factor": 0.5}, "rope.scaling.attn_factor", "0.5 is not supported"),
+        ({"attention__scale": 0.5}, "attention.scale", "scores by 0.5 is not supported"),
+        ({"attention__sliding_window": 512}, "attention.sliding_window", "the last 512 tokens alone is not supported"),
+        ({"attention__clamp_kqv": [8.0, 8.0]}, "attention.clamp_kqv", "is not supported"),
         ({"embedding_length": 72, "attention__key_length": 16}, "embedding_length", "72 is not a multiple of 16"),
         ({"feed_forward_length": 100}, "feed_forward_length", "100 is not a multiple of 16"),
         ({"block_count": 1025}, "block_count", "1025 layers are more"),
@@ -172,10 +181,41 @@ def test_contradictions_are_refused(tmp_path, changes, field, reason):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rope__scaling__type": "none"}, {"rope__scaling__type": "none", "rope__scaling__factor": 4.0}]
+    "changes",
+    [
+        {"rope__scaling__type": "none"},
+        {"rope__scaling__type": "none", "rope__scaling__factor": 4.0, "rope__scale_linear": 4.0},
+        {"rope__scaling__type": "linear", "rope__scaling__factor": 1.0},
+        {"rope__scaling__factor": 0.0, "rope__scale_linear": 0.0},  # as llama.cpp writes that there is none
+        {"rope__scale_linear": 1.0},
+        {"attention__scale": 0.25},  # 1 / √head_dim
+        {"attention__scale": 0.0, "attention__sliding_window": 0},
+        {"attention__sliding_window": 2048},  # the context
+    ],
 )
-def test_no_scaling_is_no_scaling(tmp_path, changes):
-    assert config(tmp_path, **changes)[0] == config(tmp_path)[0]
+def test_what_asks_for_nothing_changes_nothing(tmp_path, changes):
+    assert config(tmp_path, **changes) == config(tmp_path)
+
+
+@pytest.mark.parametrize("arch", ["bitnet-b1.58", "llama"])
+@pytest.mark.parametrize("key", architecture._WITHOUT_EFFECT)
+def test_what_other_graphs_compute_is_refused(tmp_path, arch, key):
+    for value in architecture._WITHOUT_EFFECT[key]:
+        assert config(tmp_path, arch, **{key: value}) == config(tmp_path, arch)
+    boolean = isinstance(architecture._WITHOUT_EFFECT[key][0], bool)
+    for value in (not architecture._WITHOUT_EFFECT[key][0],) if boolean else (2, 0.5, float("nan"), "2"):
+        with pytest.raises(GGUFError, match=r"is not supported\n.*engine that it was made for") as caught:
+            config(tmp_path, arch, **{key: value})
+        assert caught.value.field == f"{arch}.{key}"
+
+
+def test_a_hyper_parameter_that_nobody_knows_is_told(tmp_path):
+    usual = config(tmp_path)[1]
+    assert config(tmp_path, vocab_size=32, rope__scaling__finetuned=False)[1] == usual
+    *before, note = config(tmp_path, new_gate=1)[1]
+    assert tuple(before) == usual
+    assert note == "hyper-parameters that are unknown here and change nothing: bitnet-b1.58.new_gate"
+    assert config(tmp_path, **{f"new_{i}": i for i in range(7)})[1][-1].endswith("new_4 and 2 more")
 
 
 def test_the_embedding_gives_the_vocabulary_and_must_be_there(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reference.contract import ARCHITECTURES, PROJECTIONS, hyper_parameters, weight_names
+from reference.contract import ABSENT, ARCHITECTURES, PROJECTIONS, hyper_parameters, weight_names
 from reference.runner import ReferenceUnavailableError
 from reference.semantics import CONTRACT, Semantics
 
@@ -85,12 +85,35 @@ def test_an_output_weight_is_used_by_llama_alone():
         ({"attention__head_count_kv": 3}, "heads must share keys evenly"),
         ({"rope__dimension_count": 32}, "rotary must turn whole heads"),
         ({"rope__scaling__type": "yarn"}, "'yarn' has no contract"),
+        ({"rope__scaling__factor": 4.0}, "rope.scaling.factor 4.0 has no contract"),
+        ({"rope__scale_linear": 8.0}, "rope.scale_linear 8.0 has no contract"),
+        ({"rope__scaling__attn_factor": 0.0}, "attn_factor 0.0 has no contract"),
+        ({"attention__scale": 0.5}, "attention.scale 0.5 has no contract"),
+        ({"context_length": 64, "attention__sliding_window": 32}, "sliding_window 32 has no contract"),
+        ({"attention__causal": False}, "attention.causal False has no contract"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 has no contract"),
+        ({"expert_count": 8}, "expert_count 8 has no contract"),
+        ({"logit_scale": "2"}, "logit_scale '2' has no contract"),
         ({"hidden_activation": "swish9"}, "activation 'swish9'"),
     ],
 )
 def test_what_has_no_contract_is_refused(changes, message):
     with pytest.raises(ReferenceUnavailableError, match=message):
         hyper_parameters(metadata(**changes), shapes(), CONTRACT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope__scaling__factor": 1.0},
+        {"rope__scaling__type": "none", "rope__scale_linear": 8.0},
+        {"rope__scaling__type": "linear", "rope__scale_linear": 0.0},
+        {"attention__scale": 0.125, "context_length": 64, "attention__sliding_window": 64},
+        {key: values[-1] for key, values in ABSENT.items()},
+    ],
+)
+def test_what_asks_for_nothing_is_read(changes):
+    assert hyper_parameters(metadata(**changes), shapes(), CONTRACT) == hyper_parameters(metadata(), shapes(), CONTRACT)
 
 
 def test_an_unknown_architecture_is_named():
