@@ -30,7 +30,7 @@ from bitnet.weight_statistics import (
     matrix_statistics,
     norm_statistics,
 )
-from bitnet.weights import TensorReader
+from bitnet.weights import ROPE_FREQS, TensorReader
 
 __all__ = ["Finding", "WeightReport", "validate_weights", "verify"]
 
@@ -127,8 +127,8 @@ class _Survey(TensorReader):
         self.vector("output_norm.weight", c.n_embd)
         if not c.tied_head:
             self.matrix("output", c.n_vocab, c.n_embd)
-        if "rope_freqs.weight" in self.gguf.tensors:
-            self.vector("rope_freqs.weight", c.head_dim // 2)
+        if ROPE_FREQS in self.gguf.tensors:
+            self.vector(ROPE_FREQS, c.head_dim // 2)
 
     def vector(self, name: str, n: int) -> Float32:
         """A vector; ones where it cannot be read."""
@@ -137,7 +137,7 @@ class _Survey(TensorReader):
         except BitNetError as error:
             self._fault(error, name)
             return np.ones(n if name.endswith(".scale") else 0, np.float32)
-        if not name.endswith(".scale") and name != "rope_freqs.weight":
+        if not name.endswith(".scale") and name != ROPE_FREQS:
             self.norms.append(norm_statistics(name, values))
         return values
 

@@ -37,6 +37,8 @@ _DENSE: dict[GGMLType, type[np.generic]] = {
     GGMLType.BF16: np.int16,
 }
 _VECTORS = (*_DENSE, GGMLType.F64)
+#: What a file divides its rotary frequencies by.
+ROPE_FREQS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,8 @@ class TensorReader:
         value = np.ascontiguousarray(self._decoded(info, (1, n)).reshape(n), np.float32)
         if not np.isfinite(value).all():
             raise ModelFileError(f"tensor {name} holds NaN or infinity", where=self.gguf.path)
+        if name == ROPE_FREQS and not (value > 0).all():
+            raise ModelFileError(f"tensor {name} holds divisors that are not positive", where=self.gguf.path)
         return value
 
     def matrix(self, base: str, n_row: int, n_col: int) -> Matrix:
@@ -305,8 +309,7 @@ def read_weights(
     layers = tuple(reader.layer(il, config) for il in range(config.n_layer))
     output_norm = reader.vector("output_norm.weight", config.n_embd)
     head = embd if config.tied_head else reader.matrix("output", config.n_vocab, config.n_embd)
-    factors = "rope_freqs.weight"
-    rope_factors = reader.vector(factors, config.head_dim // 2) if factors in gguf.tensors else None
+    rope_factors = reader.vector(ROPE_FREQS, config.head_dim // 2) if ROPE_FREQS in gguf.tensors else None
     for matrix in (embd, head, *(m for layer in layers for m in layer.projections())):
         fault = constant_fault(matrix) if matrix.name not in kept else None
         if fault is not None:

@@ -140,6 +140,13 @@ def test_a_norm_that_is_not_finite_is_named(tmp_path, name, bad):
         weights(path)
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_rotary_frequencies_are_divided_by_what_is_positive(tmp_path, bad):
+    path = edited(SOURCE, tmp_path / "m.gguf", tensors={"rope_freqs.weight": [2.0] * 31 + [bad]})
+    with pytest.raises(ModelFileError, match=r"rope_freqs\.weight holds divisors that are not positive"):
+        weights(path)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_scale_that_is_not_finite_is_named_with_its_tensor_and_file(tmp_path, bad):
     path = edited(SOURCE, tmp_path / "tail.gguf", tensors={Q: with_tail_scale(bad)})
