@@ -122,9 +122,7 @@ def read_config(values: Mapping[str, Any], path: Path) -> HFConfig:
     head_dim = c.integer("head_dim", n_embd // n_head or None)
     if n_head * head_dim > MAX_SIZE:
         raise c.error("head_dim", f"is {head_dim}, which makes queries {n_head * head_dim} wide")
-    rope = {**c.mapping("rope_scaling"), **c.mapping("rope_parameters")}
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise c.error("rope_parameters", "differs between layers, which is not supported")
+    rope = _rope(c, family)
     theta = _theta(c, rope, family, notices)
     declared = values.get("hidden_act")
     activation = ACTIVATIONS.get(str(declared or _DEFAULT_ACTIVATION[family]).lower())
@@ -208,6 +206,26 @@ def _quantisation(c: _Fields, family: Family, notices: list[str]) -> tuple[Linea
     return linear_class, linear_class == "autobitlinear" and mode == "online"
 
 
+def _rope(c: _Fields, family: Family) -> dict[str, Any]:
+    """The rotary parameters, which have two names: transformers 5 writes the second, and obeys the first if there."""
+    said = [c.mapping(name) for name in ("rope_scaling", "rope_parameters")]
+    if any(isinstance(value, dict) for one in said for value in one.values()):
+        raise c.error("rope_parameters", "differs between layers, which is not supported")
+    if all(said):
+        theta = c.values.get("rope_theta") or _DEFAULT_THETA[family]
+        first, second = (
+            {"rope_type": one.get("type", "default"), "rope_theta": theta}
+            | {key: value for key, value in one.items() if value is not None and key != "type"}
+            for one in said
+        )
+        different = sorted(key for key in first | second if first.get(key) != second.get(key))
+        if different:
+            raise c.error(
+                "rope_scaling", f"differs from rope_parameters in {', '.join(different)}", "remove one of them"
+            )
+    return said[0] | said[1]
+
+
 def _theta(c: _Fields, rope: Mapping[str, Any], family: Family, notices: list[str]) -> float:
     said = [value for value in (rope.get("rope_theta"), c.values.get("rope_theta")) if value is not None]
     if said[1:] and said[0] != said[1]:
@@ -226,16 +244,19 @@ def _rope_factors(c: _Fields, rope: Mapping[str, Any], theta: float, head_dim: i
         raise c.error("partial_rotary_factor", "is not 1; rotating a part of each head is not supported")
     if kind == "default":
         return None
-    if kind == "linear":
-        return np.full(head_dim // 2, c.number("factor", inside=rope), np.float32)
-    if kind != "llama3":
+    if kind not in ("linear", "llama3"):
         raise c.error("rope_scaling", f"is {kind!r}, which is not supported", "known are default, linear and llama3")
     factor = c.number("factor", inside=rope)
+    if not 1 <= factor <= MAX_SIZE:  # it stretches a context, to no more than the longest
+        raise c.error("factor", f"is {factor:g}, not a number from 1 to {MAX_SIZE}")
+    if kind == "linear":
+        return np.full(head_dim // 2, factor, np.float32)
     low, high = (c.number(f"{end}_freq_factor", inside=rope) for end in ("low", "high"))
     trained = c.number("original_max_position_embeddings", inside=rope)
     if high <= low:
         raise c.error("rope_scaling.high_freq_factor", f"is {high:g}, not above low_freq_factor {low:g}")
     wavelength = 2 * math.pi * theta ** (2 * np.arange(head_dim // 2) / head_dim)
-    kept = (trained / wavelength - low) / (high - low)  # 1 and more: kept; 0 and less: divided; a blend between
+    with np.errstate(over="ignore"):  # infinity is more than 1
+        kept = (trained / wavelength - low) / (high - low)  # 1 and more: kept; 0 and less: divided; a blend between
     kept = np.clip(kept, 0, 1)
     return np.asarray(1 / ((1 - kept) / factor + kept), np.float32)

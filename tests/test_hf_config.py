@@ -106,6 +106,44 @@ def test_scaling_bounds_in_the_wrong_order():
         read(rope_scaling={"rope_type": "llama3"})
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "parameters", "different"),
+    [
+        (LINEAR, {"rope_type": "default", "rope_theta": 1e4}, "factor, rope_type"),
+        (LINEAR, {"rope_theta": 1e4}, "factor, rope_type"),
+        ({"type": "yarn", "factor": 4.0}, LINEAR, "rope_type"),
+        ({"type": "dynamic"}, {"rope_type": "default"}, "rope_type"),
+        (LINEAR, LINEAR | {"factor": 2.0}, "factor"),
+        (LINEAR, LINEAR | {"rope_theta": 5e5}, "rope_theta"),
+    ],
+)
+def test_what_is_said_twice_is_said_alike(scaling, parameters, different):
+    """Transformers 5 takes `rope_scaling` in place of all of `rope_parameters`."""
+    with pytest.raises(ModelFileError, match=f"rope_scaling differs from rope_parameters in {different}\n"):
+        read(rope_scaling=scaling, rope_parameters=parameters)
+
+
+@pytest.mark.parametrize("other", [LINEAR, {"type": "linear", "factor": 4, "rope_theta": 1e4}, {}, None])
+def test_what_is_said_twice_alike_is_read(other):
+    for one, two in ((LINEAR, other), (other, LINEAR)):
+        assert (read(rope_scaling=one, rope_parameters=two).rope_factors == 4).all()
+
+
+@pytest.mark.parametrize("factor", [1e-300, 0.5, 1e300])
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_a_factor_that_stretches_nothing(kind, factor):
+    with pytest.raises(ModelFileError, match=r"factor is .*, not a number from 1 to"):
+        read(rope_scaling={"rope_type": kind, "factor": factor})
+
+
+def test_llama_3_bounds_that_are_close_to_nothing():
+    bounds = {"low_freq_factor": 1e-309, "high_freq_factor": 2e-309, "original_max_position_embeddings": 1e300}
+    assert (read(rope_scaling={"rope_type": "llama3", "factor": 8.0, **bounds}).rope_factors == 1).all()
+
+
 def test_heads_wider_than_the_model_are_told():
     found = read(head_dim=64)
     assert found.metadata["bitnet-b1.58.attention.key_length"][1] == 64
