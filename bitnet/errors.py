@@ -13,7 +13,7 @@ a caller in a shell and a caller in Python learn the same thing, and a severity 
 from __future__ import annotations
 
 from os import PathLike, fspath
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Severity = Literal["usage", "data", "environment", "resource", "internal"]
 
@@ -43,6 +43,10 @@ class BitNetError(Exception):
     def __str__(self) -> str:
         head = self.what if self.where is None else f"{self.where}: {self.what}"
         return head if self.remedy is None else f"{head}\n  hint: {self.remedy}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, field by field: pickle and copy would call the constructor, without its keywords."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
     def to_dict(self) -> dict[str, str | int | None]:
         """What a log or another program needs of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from os import PathLike
+from typing import Any
 
 
 class ReportError(Exception):
@@ -22,3 +23,7 @@ class ReportError(Exception):
         self.what = what
         self.where = os.fspath(where)
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, field by field: pickle and copy would call the constructor, without its keywords."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__

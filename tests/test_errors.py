@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
 import json
 import pickle
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -76,9 +80,47 @@ def test_one_except_clause_catches_them_all():
     assert issubclass(TokenizerError, ModelFileError)
 
 
-@pytest.mark.parametrize("error", [UsageError("what", where="where", remedy="remedy"), BitNetError("what")])
-def test_an_error_survives_the_way_between_processes(error):
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # as test workers and process pools send it
+def every_error():
+    """Every exception that our packages define."""
+    for package in ("bitnet", "crossval", "receipts", "reference", "reports"):
+        path = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(path, f"{package}."):
+            if not module.name.endswith("__main__"):
+                found = vars(importlib.import_module(module.name)).values()
+                for kind in {v for v in found if isinstance(v, type) and issubclass(v, BaseException)}:
+                    if kind.__module__ == module.name:
+                        yield kind
+
+
+def made(kind):
+    """One of them, with every field given."""
+    if kind.__init__ in (Exception.__init__, ValueError.__init__):
+        return kind("what")
+    fields = inspect.signature(kind).parameters.values()
+    return kind("what", **{f.name: 7 if f.name == "offset" else f.name for f in fields if f.kind is f.KEYWORD_ONLY})
+
+
+def check_copies(kind):
+    error = made(kind)
+    error.add_note("seen by a test")
+    copies = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for again in (*copies, copy.copy(error), copy.deepcopy(error)):
+        assert (type(again), again.args, vars(again)) == (kind, error.args, vars(error))
+        assert str(again) == str(error)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_error_survives_the_way_between_processes(kind):
+    """As test workers and process pools send it; a pool waits for ever for an error that cannot be read."""
+    check_copies(kind)
+
+
+@pytest.mark.slow
+def test_so_does_every_exception_of_every_package():
+    kinds = set(every_error())
+    assert len(kinds) > len(ALL)
+    for kind in kinds:
+        check_copies(kind)
 
 
 @pytest.mark.parametrize("error", ALL)
