@@ -263,9 +263,14 @@ class BitNetModel:
     # --- numbers ------------------------------------------------------------------------------------------------------
 
     def logits(self, prompt: Prompt) -> Float32:
-        """Logits [n_token, n_vocab] f32 after each token of a prompt."""
+        """Logits [n_token, n_vocab] f32 after each token of a prompt.
+
+        Raises:
+            ResourceLimitError: The prompt is longer than the context, or its logits take more than
+                BITNET_MEMORY_LIMIT leaves.
+        """
         ids = self.encode(prompt)
-        return self.runtime.logits(ids, self.network.new_cache(len(ids)))
+        return self.runtime.logits(ids, self.runtime.cache_apart(ids, self.config.n_vocab))
 
     def embed(self, prompt: Prompt, pool: Literal["none", "mean", "last"] = "none") -> Float32:
         """States after the last norm, before the head: what the model knows at each token.
@@ -276,12 +281,13 @@ class BitNetModel:
 
         Raises:
             UsageError: `pool` is none of these.
-            ResourceLimitError: The prompt is longer than the context.
+            ResourceLimitError: The prompt is longer than the context, or its states take more than BITNET_MEMORY_LIMIT
+                leaves.
         """
         if pool not in ("none", "mean", "last"):
             raise UsageError(f"pool is {pool!r}", where="embed", remedy="none, mean or last")
         ids = self.encode(prompt)
-        cache = self.network.new_cache(min(len(ids), self.config.n_ctx))
+        cache = self.runtime.cache_apart(ids, 2 * self.config.n_embd)  # in parts, and joined
         parts = [self.runtime.hidden(ids[i : i + PREFILL_CHUNK], cache) for i in range(0, len(ids), PREFILL_CHUNK)]
         states = np.concatenate(parts)
         if pool == "none":

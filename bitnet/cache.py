@@ -108,7 +108,7 @@ class KVCache:
         if self.n_past + n_token > self.n_ctx:
             raise ResourceLimitError(
                 f"{self.n_past} + {n_token} tokens exceed the context of {self.n_ctx}",
-                remedy="shorten the prompt, ask for fewer tokens, or load the model with a larger n_ctx",
+                remedy="shorten the prompt, or ask for fewer tokens",
             )
         while len(self._held) < pages_for(self.n_past + n_token):
             self.pages[len(self._held)] = page = self.pool.take()

@@ -51,11 +51,16 @@ def batch_size(asked: int | None = None) -> int:
     return int(text)
 
 
-def check_room(n_bytes: int) -> None:
-    """Refuse weights of so many bytes where they do not fit into what BITNET_MEMORY_LIMIT leaves.
+def check_room(n_bytes: int, what: str = "the weights", remedy: str = "take a smaller model") -> None:
+    """Refuse what takes so many bytes where it does not fit into what BITNET_MEMORY_LIMIT leaves.
+
+    Args:
+        n_bytes: How many.
+        what: What takes them.
+        remedy: What else than a higher limit would help.
 
     Raises:
-        ResourceLimitError: They do not; nothing was allocated.
+        ResourceLimitError: They do not fit; nothing was allocated.
         UsageError: The variable has no meaning.
     """
     limit = memory_limit()
@@ -64,7 +69,7 @@ def check_room(n_bytes: int) -> None:
     left = limit - psutil.Process().memory_info().rss
     if n_bytes > left:
         raise ResourceLimitError(
-            f"the weights take {n_bytes / 1e6:.0f} MB; of {limit / 1e6:.0f} MB {max(left, 0) / 1e6:.0f} MB are left",
+            f"{what} take {n_bytes / 1e6:.0f} MB; of {limit / 1e6:.0f} MB {max(left, 0) / 1e6:.0f} MB are left",
             where=MEMORY,
-            remedy="raise the limit, or take a smaller model",
+            remedy=f"raise the limit, or {remedy}",
         )

@@ -18,7 +18,7 @@ from bitnet.cache import KVCache
 from bitnet.cache_pool import PAGE, KVPool, page_bytes, pages_for
 from bitnet.config import ModelConfig
 from bitnet.errors import ResourceLimitError, UsageError
-from bitnet.limits import MEMORY, memory_limit
+from bitnet.limits import MEMORY, check_room, memory_limit
 from bitnet.linear import Float32
 from bitnet.lookahead import PassCost
 from bitnet.metrics import Meter
@@ -94,6 +94,26 @@ class Runtime:
     def check_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as plain numbers. Raises `UsageError` for none, or for one that is not a token of this model."""
         return self.network.check_ids(ids)
+
+    def within_context(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids as they are. Raises `ResourceLimitError` for more than the model's context."""
+        n_ctx = self.config.n_ctx
+        if len(ids) > n_ctx:
+            raise ResourceLimitError(
+                f"the prompt has {len(ids)} tokens; the model's context is {n_ctx}", remedy="shorten the prompt"
+            )
+        return ids
+
+    def cache_apart(self, ids: tuple[int, ...], n_float: int) -> KVCache:
+        """An empty sequence in a pool of its own for a call that keeps `n_float` floats for each of these ids.
+
+        Raises:
+            ResourceLimitError: They are more than the context, or both take more than BITNET_MEMORY_LIMIT leaves.
+        """
+        n_token = len(self.within_context(ids))
+        cache = pages_for(n_token) * page_bytes(self.config, self.network.numerics)
+        check_room(cache + 4 * n_float * n_token, f"the results for {n_token} tokens", "shorten the prompt")
+        return self.network.new_cache(n_token)
 
     def open_cache(self, n_ctx: int, context: Literal["stop", "slide"] = "stop") -> KVCache:
         """An empty sequence of up to `n_ctx` tokens in the pool. Raises `ResourceLimitError` if it does not fit."""

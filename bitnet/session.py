@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bitnet.errors import ResourceLimitError, UsageError
+from bitnet.errors import UsageError
 from bitnet.generate import Beginning, Decoder, Generation, prefill
 from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
@@ -37,7 +37,7 @@ class Session:
     def __init__(self, runtime: Runtime, tokenizer: Callable[[], Tokenizer], ids: Sequence[int]) -> None:
         self._runtime = runtime
         self._tokenizer = tokenizer
-        self.ids = self._within_context(runtime.check_ids(ids))
+        self.ids = runtime.within_context(runtime.check_ids(ids))
         meter = Meter(prompt_tokens=len(self.ids))
         cache = runtime.open_cache(len(self.ids))
         meter.cached_tokens = cache.reuse(self.ids)
@@ -64,7 +64,7 @@ class Session:
         ids = self._encode(more)
         if not ids:
             return
-        before, whole = self._beginning, self._within_context((*self.ids, *ids))
+        before, whole = self._beginning, self._runtime.within_context((*self.ids, *ids))
         cache = before.cache.fork(len(whole))
         try:
             *_, last = prefill(self._runtime, whole, cache, Meter())
@@ -125,14 +125,6 @@ class Session:
         if self._held is None:
             raise UsageError("the session is closed", remedy="prefill the prompt again")
         return self._held
-
-    def _within_context(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        n_ctx = self._runtime.config.n_ctx
-        if len(ids) > n_ctx:
-            raise ResourceLimitError(
-                f"the prompt has {len(ids)} tokens; the model's context is {n_ctx}", remedy="shorten the prompt"
-            )
-        return ids
 
     def _encode(self, more: More) -> tuple[int, ...]:
         if isinstance(more, str):

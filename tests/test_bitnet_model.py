@@ -8,7 +8,8 @@ import pytest
 from test_generate import MODEL, TEXT
 
 import bitnet
-from bitnet import bitnet_model
+from bitnet import bitnet_model, runtime
+from bitnet.cache_pool import PAGE
 from bitnet.errors import ResourceLimitError, UsageError
 
 
@@ -77,10 +78,30 @@ def test_a_long_prompt_is_embedded_in_chunks(model, monkeypatch):
     whole = model.embed(TEXT)
     monkeypatch.setattr(bitnet_model, "PREFILL_CHUNK", 3)
     assert np.array_equal(model.embed(TEXT), whole)
-    with pytest.raises(ResourceLimitError, match="exceed the context"):
-        model.embed([1] * (model.config.n_ctx + 1))
     with pytest.raises(UsageError, match="pool is 'max'"):
         model.embed(TEXT, pool="max")
+
+
+def test_what_does_not_fit_is_refused_everywhere(model, monkeypatch):
+    n_ctx = model.config.n_ctx
+    calls = (model.logits, model.embed, model.prefill, model.generate)
+    for call in calls:
+        with pytest.raises(ResourceLimitError, match=f"the prompt has {n_ctx + 1} tokens; .* context is {n_ctx}"):
+            call([1] * (n_ctx + 1))
+    assert model.logits([1] * n_ctx).shape == (n_ctx, model.config.n_vocab)
+    monkeypatch.setenv("BITNET_MEMORY_LIMIT", "1MB")
+    for call in calls[:2]:
+        with pytest.raises(ResourceLimitError, match=r"BITNET_MEMORY_LIMIT: the results for 9 tokens take \d+ MB"):
+            call([1] * 9)
+
+
+def test_room_is_needed_for_every_logit(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "check_room", lambda n_bytes, *_: asked.append(n_bytes))
+    for n in (1, 65):
+        assert asked == []
+        found = model.logits([1] * n)
+        assert asked.pop() >= found.nbytes + model.cache_stats.page_bytes * -(-n // PAGE)
 
 
 # --- what it is ----------------------------------------------------------------------------------------------------
