@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 
 from bitnet.architecture import read_config
+from bitnet.arguments import instance_of, path_of
 from bitnet.bitnet_model import BitNetModel
 from bitnet.compiled import AheadOfTime
 from bitnet.config import ModelConfig, Numerics
@@ -103,7 +104,7 @@ def load(
             weights are packed, not when it is first needed. A program that ends before waits for it.
 
     Raises:
-        UsageError: No path, or a device, a thread count or kernels without meaning here.
+        UsageError: No path, or an argument without meaning here.
         ModelFileError: The file is damaged, incomplete, or of an unknown architecture.
         ResourceLimitError: The weights do not fit into BITNET_MEMORY_LIMIT.
     """
@@ -111,6 +112,11 @@ def load(
     path = path or os.environ.get("BITNET_GGUF")
     if not path:
         raise UsageError("no model is named", remedy="give a path, or set BITNET_GGUF")
+    path_of(path, "path")
+    if tokenizer is not None:
+        path_of(tokenizer, "tokenizer")
+    if numerics is not None:
+        instance_of(numerics, Numerics, "numerics", "a bitnet.Numerics")
     device = device or os.environ.get("BITNET_DEVICE") or "cpu"
     check_device(device)
     variant = choose(isa) if device == "cpu" else PLAIN

@@ -7,19 +7,20 @@ are never a plain list given to `generate`: they have a method of their own, `ge
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
+from bitnet.arguments import items_of
 from bitnet.batches import generate_batch
 from bitnet.cache_pool import CacheStats
 from bitnet.config import ModelConfig, Numerics
 from bitnet.discovery import Discovery, discover
 from bitnet.errors import UsageError
 from bitnet.generate import PREFILL_CHUNK, Decoder, Generation
-from bitnet.generation_config import GenerationConfig
+from bitnet.generation_config import GenerationConfig, configured
 from bitnet.gguf import GGUF
 from bitnet.info import ModelInfo, describe
 from bitnet.limits import batch_size
@@ -140,18 +141,21 @@ class BitNetModel:
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a text, of chat messages (``[{"role": "user", "content": …}]``), or of ids themselves."""
-        first: object = prompt[0] if len(prompt) else None
+        if isinstance(prompt, Mapping):
+            raise UsageError("the prompt is a single message, not a list of messages", remedy="put it in a list")
+        items = () if isinstance(prompt, str) else items_of(prompt, "the prompt", "a text, token ids or chat messages")
+        first = items[0] if items else None
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
         elif isinstance(first, Mapping):
             t = self.tokenizer
-            ids = t.encode(self.chat_prompt(prompt), add_special=False)  # type: ignore[arg-type]  # mappings
+            ids = t.encode(self.chat_prompt(items), add_special=False)
             if t.add_bos and t.bos_id is not None and ids[:1] != (t.bos_id,):
                 ids = (t.bos_id, *ids)  # the template leaves it to the tokenizer
         elif isinstance(first, str):
             raise UsageError("token ids are whole numbers, not texts", remedy="for several prompts use generate_batch")
         else:
-            return self.network.check_ids(prompt)  # type: ignore[arg-type]  # ids
+            return self.network.check_ids(items)
         if not ids:
             raise UsageError("the prompt has no tokens", remedy="give some text; this model adds no BOS of its own")
         return ids
@@ -190,7 +194,7 @@ class BitNetModel:
             settings: Fields of `GenerationConfig` that take the place of the config's.
         """
         meter = Meter()
-        chosen = _changed(config, settings)
+        chosen = configured(config, settings)
         with meter.phase("tokenise"):
             ids = self.encode(prompt)
         return Decoder(self.runtime, self.tokenizer, ids, chosen, meter=meter, cancelled=cancelled or Event())
@@ -205,7 +209,7 @@ class BitNetModel:
 
     def generate_batch(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         config: GenerationConfig | None = None,
         *,
         n_batch: int | None = None,
@@ -224,10 +228,11 @@ class BitNetModel:
         """
         if isinstance(prompts, str):
             raise UsageError("is one text, not several prompts", where="prompts", remedy="put it in a list")
-        chosen, n_batch = _changed(config, settings), batch_size(n_batch)
+        several: tuple[Prompt, ...] = items_of(prompts, "prompts", "several prompts")
+        chosen, n_batch = configured(config, settings), batch_size(n_batch)
         ids: list[tuple[int, ...]] = []
-        meters = [Meter() for _ in prompts]
-        for i, (prompt, meter) in enumerate(zip(prompts, meters, strict=True)):
+        meters = [Meter() for _ in several]
+        for i, (prompt, meter) in enumerate(zip(several, meters, strict=True)):
             with meter.phase("tokenise"):
                 try:
                     ids.append(self.encode(prompt))
@@ -332,8 +337,3 @@ class BitNetModel:
 
     def _repr_html_(self) -> str:
         return self.info._repr_html_()
-
-
-def _changed(config: GenerationConfig | None, settings: Mapping[str, object]) -> GenerationConfig:
-    chosen = config or GenerationConfig()
-    return chosen.with_changes(**settings) if settings else chosen

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from bitnet.arguments import instance_of
 from bitnet.errors import UsageError
 
 _MAX_JSON = 1 << 20  # bytes; the published files have a few hundred
@@ -52,12 +54,12 @@ class GenerationConfig:
     lookahead: bool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # a list is as good as a tuple, and numpy's numbers as Python's
+        for field in fields(self):  # anything listed is as good as a tuple, and numpy's numbers as Python's
             value: object = getattr(self, field.name)
-            if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
-                object.__setattr__(self, field.name, tuple(value))
-            elif not isinstance(value, (int, float)) and isinstance(value, Real):
-                object.__setattr__(self, field.name, int(value) if isinstance(value, Integral) else float(value))
+            if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+                with suppress(TypeError):  # an array of no dimensions
+                    value = tuple(_plain(item) for item in value)
+            object.__setattr__(self, field.name, _plain(value))
         self.validate()
 
     def validate(self) -> None:
@@ -139,6 +141,13 @@ class GenerationConfig:
             raise UsageError(error.what, where=file, remedy=error.remedy) from error
 
 
+def configured(config: GenerationConfig | None, settings: Mapping[str, Any]) -> GenerationConfig:
+    """A configuration, by default the greedy one, with the fields that a caller gave beside it."""
+    chosen = GenerationConfig() if config is None else config
+    instance_of(chosen, GenerationConfig, "config", "a bitnet.GenerationConfig, or its fields by name: temperature=0.7")
+    return chosen.with_changes(**settings) if settings else chosen
+
+
 #: Fields with the same name and meaning in a generation_config.json.
 _SHARED = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty")
 
@@ -148,6 +157,13 @@ def _known(values: Mapping[str, object], where: str) -> None:
     for name in values:
         if name not in names:
             raise UsageError(f"unknown field {name!r}", where=where, remedy=f"one of {', '.join(names)}")
+
+
+def _plain(value: object) -> object:
+    """Numpy's numbers as Python's; anything else as it is."""
+    if isinstance(value, (int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _whole(value: object) -> bool:
@@ -172,8 +188,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": (lambda v: _number(v, above=0.0, most=1.0), "above 0 and at most 1"),
     "repetition_penalty": (lambda v: _number(v, above=0.0), "a positive number"),
     "seed": (_whole, "a whole number, 0 or more"),
-    "stop": (lambda v: _all(v, lambda s: isinstance(s, str) and s != ""), "a tuple of strings, none of them empty"),
-    "stop_ids": (lambda v: _all(v, _whole), "a tuple of token ids"),
+    "stop": (lambda v: _all(v, lambda s: isinstance(s, str) and s != ""), "a list of strings, none of them empty"),
+    "stop_ids": (lambda v: _all(v, _whole), "a list of token ids"),
     "ignore_eos": (lambda v: isinstance(v, bool), "True or False"),
     "context": (lambda v: v in ("stop", "slide"), "stop or slide"),
     "lookahead": (lambda v: isinstance(v, bool), "True or False"),

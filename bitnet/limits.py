@@ -7,6 +7,7 @@ import re
 
 import psutil
 
+from bitnet.arguments import whole_number
 from bitnet.errors import ResourceLimitError, UsageError
 
 MEMORY = "BITNET_MEMORY_LIMIT"
@@ -41,8 +42,10 @@ def batch_size(asked: int | None = None) -> int:
     """Sequences decoded together: as asked for, else BITNET_BATCH_SIZE, else 8. Raises `UsageError` for nonsense."""
     text = os.environ.get(BATCH, "").strip()
     if asked is not None:
+        wanted = f"a whole number, 1 to {_MOST_TOGETHER}"
+        asked = whole_number(asked, "n_batch", wanted)
         if not 1 <= asked <= _MOST_TOGETHER:
-            raise UsageError(f"n_batch is {asked}", remedy=f"1 to {_MOST_TOGETHER}")
+            raise UsageError(f"n_batch is {asked}", remedy=wanted)
         return asked
     if not text:
         return _TOGETHER

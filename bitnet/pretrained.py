@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from bitnet import hub_cache
+from bitnet.arguments import instance_of, path_of
 from bitnet.download import fetch, list_files
 from bitnet.errors import DownloadError, ModelFileError, UsageError
 
@@ -45,7 +46,9 @@ def resolve(
         DownloadError: It is neither here nor to be had.
         ModelFileError: What came is not what was announced.
     """
-    path = Path(name)
+    path = Path(path_of(name, "name"))
+    if file is not None:
+        instance_of(file, str, "file", "the name of a file, with / between folders")
     if path.exists() or isinstance(name, os.PathLike) or _looks_local(name):
         return _local(path, file)
     repo = hub_cache.checked_repo(name)

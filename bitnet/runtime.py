@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from bitnet.arguments import whole_number
 from bitnet.cache import KVCache
 from bitnet.cache_pool import PAGE, KVPool, page_bytes, pages_for
 from bitnet.config import ModelConfig
@@ -175,10 +176,11 @@ def pool_pages(network: Network, cache_bytes: int | None = None) -> int:
         UsageError: `cache_bytes` or the variable has no meaning.
     """
     one = page_bytes(network.config, network.numerics)
-    if cache_bytes is not None and cache_bytes < one:
-        raise UsageError(
-            f"cache_bytes is {cache_bytes}", remedy=f"at least {one}, which holds {PAGE} tokens of this model"
-        )
+    if cache_bytes is not None:
+        wanted = f"a number of bytes, at least {one}, which holds {PAGE} tokens of this model"
+        cache_bytes = whole_number(cache_bytes, "cache_bytes", wanted)
+        if cache_bytes < one:
+            raise UsageError(f"cache_bytes is {cache_bytes}", remedy=wanted)
     asked = cache_bytes or min(
         CONTEXTS * pages_for(network.config.n_ctx) * one, max(one, psutil.virtual_memory().available // 2)
     )

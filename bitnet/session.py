@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from bitnet.arguments import items_of
 from bitnet.errors import UsageError
 from bitnet.generate import Beginning, Decoder, Generation, prefill
-from bitnet.generation_config import GenerationConfig
+from bitnet.generation_config import GenerationConfig, configured
 from bitnet.linear import Float32
 from bitnet.metrics import Meter, Metrics
 from bitnet.runtime import Runtime
@@ -76,7 +77,7 @@ class Session:
 
     def decoder(self, more: More = "", config: GenerationConfig | None = None, **settings: object) -> Decoder:
         """A continuation of what is held, and of `more`; as `BitNetModel.decoder`."""
-        chosen = config or GenerationConfig()
+        chosen = configured(config, settings)
         meter = Meter()
         with meter.phase("tokenise"):
             ids = (*self.ids, *self._encode(more))
@@ -84,7 +85,7 @@ class Session:
             self._runtime,
             self._tokenizer(),
             ids,
-            chosen.with_changes(**settings) if settings else chosen,
+            chosen,
             meter=meter,
             beginning=self._beginning,
         )
@@ -129,4 +130,5 @@ class Session:
     def _encode(self, more: More) -> tuple[int, ...]:
         if isinstance(more, str):
             return self._tokenizer().encode(more, add_special=False)
-        return self._runtime.check_ids(more) if len(more) else ()
+        ids = items_of(more, "what follows", "a text or token ids")
+        return self._runtime.check_ids(ids) if ids else ()

@@ -46,6 +46,24 @@ def test_a_path_is_needed(path):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("path", SOURCE.encode()),
+        ("path", 5),
+        ("tokenizer", b"t.json"),
+        ("tokenizer", 5),
+        ("numerics", "int8"),
+        ("cache_bytes", "1GB"),
+        ("cache_bytes", 1e9),
+    ],
+)
+def test_an_argument_of_another_type(name, value):
+    with pytest.raises(UsageError, match=rf"{name} is .*\n  hint: (give )?a") as caught:
+        bitnet.load(**{"path": SOURCE, name: value})
+    assert repr(value)[:8] in caught.value.what
+
+
 def test_the_variable_names_the_file_and_an_argument_beats_it(monkeypatch):
     monkeypatch.setenv("BITNET_GGUF", SOURCE)
     assert bitnet.load().gguf.path == Path(SOURCE)

@@ -44,6 +44,39 @@ def test_what_is_no_prompt(model, ids):
             call(ids)
 
 
+def test_a_prompt_is_a_text_ids_or_messages(model):
+    calls = (model.generate, model.logits, model.embed, model.prefill, lambda p: model.generate_batch(["a", p]))
+    for call in calls:
+        for prompt in (None, 5, np.array(3), {1, 2}):
+            with pytest.raises(UsageError, match=r"the prompt is .*, not a text, token ids or chat messages"):
+                call(prompt)
+        with pytest.raises(UsageError, match=r"the prompt is b'One'.*\n.*decode it"):
+            call(b"One")
+        with pytest.raises(UsageError, match=r"a single message, not a list of messages\n.*put it in a list"):
+            call({"role": "user", "content": "One"})
+    assert model.encode(iter([1, 2])) == (1, 2)
+
+
+def test_prompts_come_in_any_order_of_things(model):
+    [one] = model.generate_batch(iter(["The"]), max_new_tokens=2)
+    assert one.ids == model.generate("The", max_new_tokens=2).ids
+    for prompts in (None, 5, b"ab", {"role": "user"}):
+        with pytest.raises(UsageError, match=r"prompts is .*, not several prompts"):
+            model.generate_batch(prompts)
+    for n_batch in (1.5, "2", True):
+        with pytest.raises(UsageError, match=r"n_batch is .*\n  hint: a whole number, 1 to 1024"):
+            model.generate_batch(["The"], n_batch=n_batch)
+    assert len(model.generate_batch(["The"], n_batch=np.int64(1), max_new_tokens=1)) == 1
+
+
+def test_a_config_is_a_config(model):
+    with model.prefill("The") as session:
+        for call in (model.generate, lambda p, c: model.generate_batch([p], c), session.generate, session.decoder):
+            for config in ({"temperature": 1}, "greedy", 0):
+                with pytest.raises(UsageError, match=r"config is .*\n.*bitnet.GenerationConfig, or its fields by name"):
+                    call("The", config)
+
+
 def test_settings_take_the_place_of_the_configs(model):
     config = bitnet.GenerationConfig.creative(max_new_tokens=3, seed=1)
     assert len(model.generate("The", config, ignore_eos=True).ids) == 3

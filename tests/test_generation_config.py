@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet.errors import UsageError
-from bitnet.generation_config import _RULES, GenerationConfig
+from bitnet.generation_config import _RULES, GenerationConfig, configured
 
 CONFIGS = st.builds(
     GenerationConfig,
@@ -105,6 +105,28 @@ def test_lists_and_the_numbers_of_numpy_are_taken():
     config = GenerationConfig(stop=["a"], stop_ids=[3], seed=np.int64(4), top_p=np.float32(0.5))
     assert config == GenerationConfig(stop=("a",), stop_ids=(3,), seed=4, top_p=0.5)
     assert (type(config.seed), type(config.top_p)) == (int, float)
+
+
+@pytest.mark.parametrize(
+    "ids", [[1, 2], np.array([1, 2]), [np.int64(1), np.uint8(2)], (1, np.int32(2)), range(1, 3), iter([1, 2])]
+)
+def test_stop_ids_in_every_form(ids):
+    config = GenerationConfig(stop_ids=ids)
+    assert config.stop_ids == (1, 2)
+    assert {type(i) for i in config.stop_ids} == {int}
+
+
+@pytest.mark.parametrize("ids", [5, "12", b"12", {1: 2}, np.array(3), [1.0], [np.float32(1)], [True], [-1], [None]])
+def test_what_is_no_list_of_stop_ids(ids):
+    with pytest.raises(UsageError, match=r"stop_ids is .*\n  hint: a list of token ids"):
+        GenerationConfig(stop_ids=ids)
+
+
+def test_a_config_with_fields_beside_it():
+    assert configured(None, {}) == GenerationConfig()
+    assert configured(GenerationConfig(seed=3), {"top_k": 2}) == GenerationConfig(seed=3, top_k=2)
+    with pytest.raises(UsageError, match=r"config is \{'top_k': 2\}\n.*fields by name"):
+        configured({"top_k": 2}, {})
 
 
 def test_presets():

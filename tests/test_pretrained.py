@@ -75,6 +75,13 @@ def test_a_path_that_is_not_there_is_no_repository(hub, name):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("names", [{"name": 5}, {"name": b"a/b"}, {"name": "a/b", "file": 5}])
+def test_a_name_is_a_name(hub, names):
+    with pytest.raises(UsageError, match=r"(name|file) is .*\n  hint: give"):
+        bitnet.BitNetModel.from_pretrained(**names)
+    assert hub.requests == []
+
+
 # --- the Hub -----------------------------------------------------------------------------------------------------
 
 

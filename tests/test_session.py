@@ -70,6 +70,13 @@ def test_what_does_not_fit_leaves_it_as_it_was(model, session):
     assert model.cache_stats.sequences == 1
 
 
+@pytest.mark.parametrize("more", [b"a", None, 5, {"role": "user"}])
+def test_what_follows_is_a_text_or_ids(session, more):
+    for call in (session.extend, session.generate):
+        with pytest.raises(UsageError, match=r"what follows is .*, not a text or token ids"):
+            call(more)
+
+
 def test_forks_are_extended_apart(model, session):
     fork = session.fork()
     fork.extend([7, 7, 7])
