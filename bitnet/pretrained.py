@@ -54,12 +54,18 @@ def resolve(
     repo = hub_cache.checked_repo(name)
     if offline or (offline is None and hub_cache.offline()):
         names = _cached(repo, revision)
+        if file is None and not _holds_model(names):
+            raise DownloadError(
+                "has no model in the cache, and the network is forbidden",
+                where=f"{repo}@{revision}",
+                remedy="download it on a machine with a network, or unset BITNET_OFFLINE",
+            )
     else:
         try:
             names = list_files(repo, revision=revision)
         except DownloadError:
             names = _cached(repo, revision) if file is None else ()
-            if not names and file is None:
+            if file is None and not _holds_model(names):
                 raise
     wanted = _with_shards(file or _chosen(repo, names), names) if file or _ggufs(names) else _checkpoint(repo, names)
     if sha256 is not None and len(wanted) > 1:
@@ -117,10 +123,21 @@ def _with_shards(file: str, names: Sequence[str]) -> list[str]:
     return [file, *(name for name in others if name != file)]
 
 
+def _holds_model(names: Sequence[str]) -> bool:
+    """Whether there is anything among names that can be loaded."""
+    return bool(_ggufs(names) or _safetensors(names))
+
+
+def _safetensors(names: Sequence[str]) -> list[str]:
+    """The weights of a checkpoint at the top of a repository, if they have a configuration."""
+    weights = [name for name in names if fnmatch(name, "*.safetensors") and "/" not in name]
+    return weights if "config.json" in names else []
+
+
 def _checkpoint(repo: str, names: Sequence[str]) -> list[str]:
     """The files of a safetensors checkpoint at the top of a repository."""
-    weights = [name for name in names if fnmatch(name, "*.safetensors") and "/" not in name]
-    if not weights or "config.json" not in names:
+    weights = _safetensors(names)
+    if not weights:
         raise UsageError(
             "has neither a GGUF file nor a safetensors checkpoint", where=repo, remedy="check the name and the revision"
         )

@@ -112,8 +112,16 @@ def test_what_is_in_the_cache_needs_no_network(hub, monkeypatch):
 
 
 def test_nothing_in_the_cache_and_no_network(hub):
-    with pytest.raises(UsageError, match="neither a GGUF file nor"):
+    gone = r"someone/tiny@main: has no model in the cache, and the network is forbidden\n.*BITNET_OFFLINE"
+    with pytest.raises(DownloadError, match=gone) as caught:
         resolve(REPO, offline=True)
+    assert caught.value.exit_code == 4
+    resolve(REPO, file="README.md")  # a repository of which something else is here
+    with pytest.raises(DownloadError, match=gone):
+        resolve(REPO, offline=True)
+    hub.status = 503
+    with pytest.raises(DownloadError, match="503"):
+        resolve(REPO)
     with pytest.raises(DownloadError, match="network is forbidden"):
         resolve(REPO, file=FILE, offline=True)
     hub.status = 404
