@@ -59,7 +59,12 @@ _U = 2.0**-24
 _LANES = 4
 
 
-def judged(ours: Float32, theirs: Float32, noise: Callable[[], float]) -> Difference:
+def judged(
+    ours: Float32,
+    theirs: Float32,
+    noise: Callable[[], float],
+    largest: envelope.Envelope = envelope.LARGEST_LOCKED,
+) -> Difference:
     """A difference whose `max_abs_ref` is what the locked envelope measures it against.
 
     That is the largest value of the reference, or, where the data amplify rounding beyond the envelope, as much as
@@ -69,9 +74,10 @@ def judged(ours: Float32, theirs: Float32, noise: Callable[[], float]) -> Differ
         ours: Values of an operation.
         theirs: The other side's.
         noise: Told only where it matters: the largest honest difference, absolute.
+        largest: What no noise excuses.
     """
     found = difference(ours, theirs)
-    limit, most = envelope.LOCKED_OPERATION.limit, envelope.LARGEST_LOCKED.limit
+    limit, most = envelope.LOCKED_OPERATION.limit, largest.limit
     if found.ratio <= limit or not found.max_abs_err <= most * found.max_abs_ref:
         return found
     return replace(found, max_abs_ref=max(found.max_abs_ref, min(noise(), most * found.max_abs_ref) / limit))

@@ -14,6 +14,7 @@ import numpy as np
 
 from crossval import conditioning, envelope
 from crossval.metrics import Difference, Float32, Float64
+from crossval.noise import jittered, one_ulp
 from reference.oracle import Oracle
 from reference.runner import TapKey, tap_order
 
@@ -21,6 +22,8 @@ from reference.runner import TapKey, tap_order
 FLOOR = 1e-7
 #: Decades above the floor at which being more wrong says nothing more (infinity, NaN, 1e13).
 MOST = 12.0
+#: Perturbations of inputs that were not shown: a rounding that may flip stays in all of them once in 256 times.
+_SEEDS = range(1, 9)
 
 
 class Replay:
@@ -48,6 +51,7 @@ class Replay:
         n = len(self.ids)
         first = n if n_batch is None else min(n_batch, n)
         self._noise: dict[TapKey, float] = {}
+        self._carried: dict[TapKey, float] = {}
         self.borders = [0, first, *range(first + 1, n + 1)]
         self.keys = [key for key in tap_order(oracle.hyper.n_layer) if key in self.outputs]
 
@@ -79,20 +83,44 @@ class Replay:
         return inputs
 
     def noise(self, key: TapKey, variant: Oracle | None = None) -> float:
-        """How far two honest engines may be apart in an operation, as `conditioning.noise` has it."""
+        """How far two honest engines may be apart in an operation: by `conditioning.noise`, and by inputs not shown."""
         if variant is not None and variant is not self.oracle:
-            return conditioning.noise(variant, key, self._fed(key, variant, {}), self.borders)
+            own = conditioning.noise(variant, key, self._fed(key, variant, {}), self.borders)
+            return own + self._noise_of_inputs(key)
         if key not in self._noise:
-            self._noise[key] = conditioning.noise(self.oracle, key, self._fed(key, self.oracle, {}), self.borders)
+            own = conditioning.noise(self.oracle, key, self._fed(key, self.oracle, {}), self.borders)
+            self._noise[key] = own + self._noise_of_inputs(key)
         return self._noise[key]
+
+    def _noise_of_inputs(self, key: TapKey) -> float:
+        """What an operation makes of honest differences in inputs that were not shown, roundings that flip included.
+
+        Each side then computed them itself: so does the contract, moved by as much as float32 leaves open.
+        """
+        if self._all_shown(key):
+            return 0.0
+        if key not in self._carried:
+            exact, moved = self.operation(key, self.oracle).astype(np.float64), 0.0
+            for seed in _SEEDS:
+                other = _Perturbed(self, seed).operation(key, jittered(self.oracle, seed))
+                moved = max(moved, float(np.abs(other - exact).max(initial=0.0)))
+            self._carried[key] = envelope.NOISE_ALLOWANCE * moved if np.isfinite(moved) else 0.0
+        return self._carried[key]
+
+    def _all_shown(self, key: TapKey) -> bool:
+        return all(source in self.inputs for source in self.oracle.inputs(key))
+
+    def _largest(self, key: TapKey) -> envelope.Envelope:
+        """What no noise excuses in an operation."""
+        return envelope.LARGEST_LOCKED if self._all_shown(key) else envelope.LARGEST_UNSHOWN
 
     def judged(self, key: TapKey, ours: Float32, theirs: Float32) -> Difference:
         """The difference of two values of an operation, measured as its inputs allow."""
-        return conditioning.judged(ours, theirs, lambda: self.noise(key))
+        return conditioning.judged(ours, theirs, lambda: self.noise(key), self._largest(key))
 
     def decades(self, key: TapKey, value: Float32, variant: Oracle | None = None) -> float:
         """How many decades above float32 noise a value, computed under a hypothesis, is from the engine's."""
-        return decades(value, self.outputs[key], lambda: self.noise(key, variant))
+        return decades(value, self.outputs[key], lambda: self.noise(key, variant), self._largest(key))
 
     def touched(self, taps: frozenset[str], variant: Oracle) -> Iterator[TapKey]:
         """Captured operations that a change of some taps can move, directly or through inputs that were not shown."""
@@ -107,10 +135,33 @@ class Replay:
                     yield key
 
 
-def decades(found: Float32, engine: Float32, noise: Callable[[], float] = lambda: 0.0) -> float:
+class _Perturbed(Replay):
+    """Another's operations, with every input that was not shown moved: by one unit in the last place and its noise."""
+
+    def __init__(self, other: Replay, seed: int) -> None:
+        vars(self).update(vars(other))
+        self._rng = np.random.default_rng(seed)
+
+    def source(self, key: TapKey, variant: Oracle, made: dict[TapKey, Float32] | None = None) -> Float32:
+        made = {} if made is None else made
+        known = key in self.inputs or key in made
+        value = super().source(key, variant, made)
+        if not known:
+            noise = conditioning.noise(self.oracle, key, self._fed(key, variant, made), self.borders)
+            moved = one_ulp(value, self._rng) + noise * self._rng.uniform(-1.0, 1.0, value.shape)
+            value = made[key] = moved.astype(np.float32)
+        return value
+
+
+def decades(
+    found: Float32,
+    engine: Float32,
+    noise: Callable[[], float] = lambda: 0.0,
+    largest: envelope.Envelope = envelope.LARGEST_LOCKED,
+) -> float:
     """Mean over tokens of log10(relative root mean square difference / noise floor); 0 within the locked envelope.
 
-    `noise` widens the envelope for data that amplify rounding, as in `conditioning.judged`.
+    `noise` widens the envelope for data that amplify rounding, up to `largest`, as in `conditioning.judged`.
     Token by token, so that one flipped rounding does not hide that all other tokens are reproduced. Elements that
     both hold as the same infinity, or both as NaN, agree: an overflow is reproduced by an overflow.
     """
@@ -128,7 +179,7 @@ def decades(found: Float32, engine: Float32, noise: Callable[[], float] = lambda
     error, size = float(np.abs(a - b).max()), float(np.abs(b).max())
     if error <= envelope.LOCKED_OPERATION.limit * size:
         return 0.0
-    if error <= envelope.LARGEST_LOCKED.limit * size and error <= noise():
+    if error <= largest.limit * size and error <= noise():
         return 0.0
     norm = np.linalg.norm(b, axis=1)
     typical = float(np.sqrt(np.square(norm).mean()))

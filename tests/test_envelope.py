@@ -77,7 +77,7 @@ def test_no_noise_excuses_unrelated_logits(noise):
 def test_every_limit_gives_its_reason():
     made = [envelope.logits_median(a, 0.0) for a in ("none", "f16", "bf16", "int8_token")]
     named = [value for value in vars(envelope).values() if isinstance(value, Envelope)]
-    assert len(named) == 7
+    assert len(named) == 8
     of_types = list(envelope.QUANTISED_PRODUCT.values())
     assert all(len(limit.reason.split()) >= 5 and limit.metric for limit in made + named + of_types)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import liars
 import numpy as np
@@ -13,6 +14,7 @@ from bitnet.config import Numerics
 from crossval.case import Prompt
 from crossval.engine import EngineRunner
 from crossval.locate import _vote, place
+from crossval.mutants import Mutant
 from crossval.plan import ORACLE_RUNGS
 from crossval.run import Run
 from crossval.self_check import _nearest
@@ -300,3 +302,42 @@ def test_values_that_are_not_numbers_have_one_culprit(tmp_path):
     [vote] = lane.votes
     assert vote.odd == lane.reference
     assert "which is not finite" in lane.rung("operations").why
+
+
+class Rough(Liar):
+    """An honest engine with an order of sums of its own, which shows some of its operations."""
+
+    def __init__(self, model, shows):
+        super().__init__(model)
+        self.shows = shows
+        self.semantics = self.oracle.semantics
+
+    def run(self, request):
+        seen = Mutant.of(self.oracle.under(self.semantics), 10).run(request)
+        return replace(seen, taps={key: value for key, value in seen.taps.items() if self.shows(key[0])})
+
+
+SHOWN = {
+    "all but attention": lambda tap: tap != "kqv_out",
+    "layers alone": lambda tap: tap in ("embd", "l_out", "result_norm", "result_output"),
+}
+TRAINED = Path(__file__).parents[1] / "fixtures" / "models" / "tiny-llama.i2_s.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", SHOWN)
+def test_an_honest_reference_that_shows_less_is_not_blamed(tmp_path, monkeypatch, shown):
+    """Each side then rounds inputs of its own to integers, and one of them may fall to the other side."""
+    long_prompts(monkeypatch)
+    lane = liars.climb(Rough(TRAINED, SHOWN[shown]), tmp_path, model=TRAINED)
+    assert lane.rung("operations").outcome == "pass", lane.rung("operations")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_wrong_one_that_shows_less_is(tmp_path, shown):
+    reference = Rough(TRAINED, SHOWN[shown])
+    reference.semantics = replace(reference.semantics, activation="gelu")
+    lane = liars.climb(reference, tmp_path, model=TRAINED)
+    assert liars.first_fault(lane) == ("operations", "fail")
+    assert (lane.located.layer, lane.blame) == (0, "reference")
