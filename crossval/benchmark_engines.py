@@ -9,8 +9,8 @@ import bitnet
 from bitnet.errors import UsageError
 from bitnet.generation_config import GenerationConfig
 from bitnet.gguf import GGMLType, read
-from bitnet.transcode import transcode
 from crossval.benchmark import Head, Task
+from crossval.copies import lossless_copy
 from crossval.plan import TIMEOUT
 from reference.process import ProcessRunner
 from reference.runner import ReferenceUnavailableError, Request
@@ -120,11 +120,9 @@ def peers(model: Path, folder: Path) -> list[LlamaCpp]:
     arch = "llama" if source.metadata.get("general.architecture") == "llama" else "bitnet"
     found = []
     for to in (GGMLType.TQ2_0, GGMLType.TQ1_0):
-        copy = folder / f"{model.stem}.{source.sha256()[:16]}.{to.name.lower()}.gguf"
-        if not copy.exists():
-            try:
-                transcode(source, copy, to, arch=arch)
-            except UsageError as error:
-                raise ReferenceUnavailableError(f"llama.cpp cannot be shown this model: {error.what}") from error
+        try:
+            copy = lossless_copy(source, folder, to, arch=arch)
+        except UsageError as error:
+            raise ReferenceUnavailableError(f"llama.cpp cannot be shown this model: {error.what}") from error
         found.append(LlamaCpp(copy, f"llama.cpp {to.name}"))
     return found

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitnet import gguf as container
 from bitnet.errors import BitNetError, ResourceLimitError
 from crossval import envelope
 from crossval.case import ends
+from crossval.copies import declared_otherwise
 from crossval.decoded import Part, decoded_tensors, scaled
 from crossval.envelope import Envelope
 from crossval.evidence import TOP_K
@@ -95,6 +97,12 @@ def identity(lane: Lane) -> Rung:
         return Rung(name="identity", outcome="fail", why="both sides run the same code", compared=compared)
     if not theirs.model_sha256:
         return Rung(name="identity", outcome="inconclusive", why="the reference does not say which file it ran on")
+    model, read = lane.plan.subject, lane.plan.reference_file
+    if read != model.path and (other := declared_otherwise(model.gguf, container.read(read))):
+        why = (
+            f"the reference reads {read.name}, which is no copy of this model: {other}; remove it, or convert it again"
+        )
+        return Rung(name="identity", outcome="fail", why=why, compared=compared)
     same = theirs.model_sha256 == ours.model_sha256
     if not same and "weights" not in lane.plan.required_rungs:
         why = "the reference ran on another file, and its weights are not compared"

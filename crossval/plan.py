@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +15,8 @@ from bitnet.codecs import CODECS
 from bitnet.config import ModelConfig
 from bitnet.errors import UsageError
 from bitnet.gguf import GGUF, GGMLType
-from bitnet.transcode import transcode
 from crossval.case import PROMPTS, Prompt, read_prompts
+from crossval.copies import LLAMA_CPP_ARCH, lossless_copy
 from receipts.record import RungName
 from reference.oracle import Oracle
 from reference.process import ProcessRunner
@@ -45,9 +44,6 @@ SERVER_RUNGS: tuple[RungName, ...] = tuple(r for r in ALL_RUNGS if r not in ("we
 LARGE_MODEL = 300_000_000
 #: Seconds one request to a reference may take before it counts as hung.
 TIMEOUT = 900.0
-
-#: llama.cpp's names for its architectures; it computes SiLU in `bitnet` whatever a file declares.
-_LLAMA_CPP_ARCH = {"bitnet-b1.58": "bitnet", "bitnet-25": "bitnet", "bitnet": "bitnet", "llama": "llama"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +260,7 @@ def _llama_cpp_lanes(subject: Subject, copies: Path, *, both: bool) -> list[Lane
 
 def _copied_lane(subject: Subject, copies: Path, to: GGMLType) -> LanePlan:
     """A lane on a lossless copy in a type that llama.cpp reads, under the name it knows the graph by."""
-    arch = _LLAMA_CPP_ARCH[subject.config.arch]
+    arch = LLAMA_CPP_ARCH[subject.config.arch]
     renamed = None if arch == subject.config.arch else arch
     label = f"llama.cpp {to.name}" + (f" (as {renamed})" if renamed else "")
     if to == GGMLType.F32 and subject.large:
@@ -304,6 +300,4 @@ def _copy(subject: Subject, copies: Path, to: GGMLType, arch: str | None) -> Pat
         return shipped
     if subject.projection_types() == {to} and arch is None:
         return subject.path
-    key = hashlib.sha256(f"{subject.gguf.sha256()} {to.name} {arch}".encode()).hexdigest()[:12]
-    target = copies / f"{stem}.{key}.{to.name.lower()}.gguf"
-    return target if target.is_file() else transcode(subject.gguf, target, to, arch=arch)
+    return lossless_copy(subject.gguf, copies, to, arch=arch)

@@ -111,13 +111,5 @@ def test_a_large_model_is_not_widened(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if "f32" in path.name]
 
 
-def test_a_copy_is_made_once(tmp_path):
-    subject = Subject(name="m", path=Path(golden_models.model("llama_tied")))
-    lanes([subject], tmp_path, shipped=False)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    lanes([Subject(name="m", path=subject.path)], tmp_path, shipped=False)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-
-
 def test_a_folder_without_models_has_no_subjects(tmp_path):
     assert shipped_subjects(tmp_path) == []
