@@ -22,6 +22,8 @@ _NOISE = re.compile(rf"limit: {_NUMBER} × the noise of {_NUMBER}")
 _PAIR = re.compile(r": (\d{1,9}\.\d{6}) here, (\d{1,9}\.\d{6}) there")
 _LIBRARY = re.compile(r"\blibrary ([0-9a-f]{12})\b")
 _DECODED = re.compile(r"\bdecoded weights ([0-9a-f]{12})\b")
+#: How a self-check that recognised nothing begins; what it tried follows.
+_NONE_OF = "none of "
 _SIX_DECIMALS = 1.1e-6  # two numbers rounded at half of the sixth decimal each, and what doubles add
 
 #: Rungs whose limit no noise widens: it is one number wherever it stands.
@@ -282,13 +284,19 @@ def accuracy_kernels(view: View) -> Iterator[Finding]:
 
 @rule("causes.self_check", "An activation that explains a reference is the one that the reference's self-check found.")
 def causes_self_check(view: View) -> Iterator[Finding]:
-    """Two ways of finding out, and one answer."""
+    """Two ways of finding out, and one answer; the self-check tries the usual forms, each alone."""
     by_key = {reference.key: reference for reference in view.receipt.references}
     for i, lane in enumerate(view.receipt.lanes):
         reference = by_key.get(lane.reference)
         if lane.cause is None or lane.blame != "reference" or reference is None:
             continue
-        name, _, value = lane.cause.name.partition("=")
-        found = [answer.found for answer in reference.self_check if answer.question == name]
-        if found and found != [value]:
-            yield f"lanes[{i}].cause.name", f"{lane.cause.name!r:.60}, but the self-check found {found[0]!r:.60}"
+        parts = lane.cause.name.split(" + ")
+        for name, _, value in (part.partition("=") for part in parts):
+            for answer in reference.self_check:
+                tried = answer.found.removeprefix(_NONE_OF).split(", ") if answer.found.startswith(_NONE_OF) else None
+                none = tried is not None and (len(parts) > 1 or value not in tried)
+                if answer.question == name and answer.found != value and not none:
+                    yield (
+                        f"lanes[{i}].cause.name",
+                        f"{lane.cause.name!r:.60}, but the self-check found {answer.found!r:.60}",
+                    )

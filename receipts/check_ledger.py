@@ -18,7 +18,7 @@ MIN_BITS = 1.585
 MAX_BITS = 32 * 1.1
 
 #: Part of the id of kernels that read floating-point weights as they are, and the bytes of each.
-_DENSE = ".dense."
+DENSE = ".dense."
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 #: What padding may add to a matrix.
 PADDING = 0.05
@@ -155,7 +155,7 @@ def ledger_dense(view: View) -> Iterator[Finding]:
         projections = [entry for entry in part.entries if entry.role == "projection"]
         for j, entry in enumerate(part.entries):
             width = _WIDTHS.get(entry.weight_type)
-            if width is None or _DENSE not in entry.kernel:
+            if width is None or DENSE not in entry.kernel:
                 continue
             weights = entry.calls * shape.n_vocab * shape.n_embd if entry.role == "head" else layers
             if (entry.role == "head" or len(projections) == 1) and entry.bytes != weights * width:

@@ -8,28 +8,38 @@ import statistics
 from collections.abc import Iterator
 
 from receipts.check_files import RATIO_TOLERANCE, by_lane, tables
+from receipts.check_ledger import DENSE
 from receipts.lanes import Lane, Rung
 from receipts.rule import Finding, View, key, rule
 from receipts.tables import Row
 
-#: Outputs of the seven projections of a layer: each may be compared a second time, as exact integers.
+#: Outputs of the seven projections of a layer.
 PROJECTION_TAPS = frozenset(("q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_down"))
 _AGREES = re.compile(r"agrees at (\d{1,15}) of \d{1,15} positions")
+_OPERATIONS = re.compile(r"^(\d{1,15}) operations on locked inputs")
+_PRODUCTS = re.compile(r"(\d{1,15}) ternary (?:× int8 )?products")
 #: Rung → phase of its rows in the table of positions.
 _PHASES = {"logits": "prefill", "decode": "decode"}
 
 
 @rule("tables.operations", "The operations rung is the worst row of its lane, and counts its rows and integer sums.")
 def tables_operations(view: View) -> Iterator[Finding]:
-    """Integer sums are counted in the rung alone: seven a layer or none. A recording may lack some rows of them."""
-    obtained = {reference.key: reference.obtained for reference in view.receipt.references}
+    """Integer sums have no rows: one a ternary matrix and request whatever the reference shows, or none.
+
+    Values that are not finite have none; a request of which nothing was shown has sums, but no row.
+    """
     for path, lane, rung, rows in _rungs(view, "operations", "operations"):
-        recorded = obtained.get(lane.reference) == "recorded"
-        sums = sum(row["tap"] in PROJECTION_TAPS for row in rows)
         extra = rung.compared - len(rows)
-        whole = extra == sums or (recorded and extra % len(PROJECTION_TAPS) == 0 and sums <= extra < 2 * sums)
-        if extra and not whole:
-            yield f"{path}.compared", f"{rung.compared}, but the table has {len(rows)} rows, {sums} of projections"
+        sums = _sums(view, lane, rows)
+        finite = all(row["ratio"] is not None for row in rows)
+        if extra and sums is not None and (extra not in sums if finite else not 0 <= extra <= max(sums)):
+            yield (
+                f"{path}.compared",
+                f"{rung.compared}, but the table has {len(rows)} rows, and a request {sums.step} sums",
+            )
+        for pattern, count in ((_OPERATIONS, len(rows)), (_PRODUCTS, extra)):
+            if (said := pattern.search(rung.why)) and int(said[1]) != count:
+                yield f"{path}.why", f"{said[0]!r}, but of {rung.compared} compared {len(rows)} are rows of the table"
         ratios = [row["ratio"] for row in rows]
         if not rung.metric.startswith("max"):
             continue  # unequal integers, which have no rows
@@ -39,6 +49,20 @@ def tables_operations(view: View) -> Iterator[Finding]:
         limits = {row["limit"] for row in rows}
         if rung.limit is not None and limits != {rung.limit}:
             yield f"{path}.limit", f"{rung.limit:g}, but the rows were judged by {sorted(map(str, limits))}"
+
+
+def _sums(view: View, lane: Lane, rows: list[Row]) -> range | None:
+    """How many integer sums a lane can have; None where no ledger says which of its matrices are ternary.
+
+    The requests are those that have rows, or more: each prompt of the lane, and one of them token by token.
+    """
+    part = view.ledgers().get(key(lane.model, lane.numerics))
+    if part is None or not part.passes:
+        return None
+    calls = sum(entry.calls for entry in part.entries if entry.role == "projection" and DENSE not in entry.kernel)
+    cases = sum((case.model, case.numerics) == (lane.model, lane.numerics) for case in view.receipt.cases)
+    one, requests = calls // part.passes, len({row["case"] for row in rows})
+    return range(one * requests, one * max(requests, cases + 1) + 1, max(one, 1))
 
 
 @rule("tables.positions", "The logits and decode rungs are the median or the largest of their rows, and count them.")
