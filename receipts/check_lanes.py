@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from receipts.lanes import RUNGS, Lane, Rung, climb, lane_outcome
 from receipts.rule import Finding, View, key, rule
+from receipts.summary import ENGINE
 
 #: Rungs that the engine has to compute something for.
 _COMPUTED = ("operations", "logits", "decode", "greedy", "quality")
@@ -104,49 +105,62 @@ def lanes_ledger(view: View) -> Iterator[Finding]:
             yield f"{path}.numerics", "passed, but no ledger says that the engine ran with this model and numerics"
 
 
-@rule("lanes.located", "A located operation is in the model, is over its limit, and its lane has a rung that failed.")
+@rule(
+    "lanes.located",
+    "An operations rung that failed has a located operation, in the model, over its limit and in a case.",
+)
 def lanes_located(view: View) -> Iterator[Finding]:
-    """An integer operation is over its limit by any difference at all."""
+    """An integer operation is over its limit by any difference at all, and then integers are what the rung measured."""
     models = view.models()
     for path, lane in _lanes(view):
-        found = lane.located
+        found, rung = lane.located, lane.rung("operations")
         if found is None:
+            if rung is not None and rung.outcome == "fail" and rung.metric:
+                yield f"{path}.located", "operations were measured and failed, but none is located"
             continue
-        if not _failed(lane):
-            yield f"{path}.located", "an operation is located, but no rung failed"
+        if not _failed(lane) or rung is None or rung.outcome == "pass":
+            yield f"{path}.located", "an operation is located, but no rung failed, or not for its operations"
+        elif found.integer and rung.metric.startswith("max"):
+            yield f"{path}.located.integer", f"integers are wrong, but the rung measured {rung.metric!r:.60}"
         allowed = 0.0 if found.integer else found.limit * found.max_abs_ref
         if found.max_abs_err <= allowed:
             yield f"{path}.located.max_abs_err", f"{found.max_abs_err:g} is within the limit {allowed:g}"
         if lane.model in models and found.layer >= models[lane.model].hyper_parameters.n_layer:
             yield f"{path}.located.layer", f"the model has no layer {found.layer}"
+        cases = (case for case in view.receipt.cases if (case.model, case.numerics) == (lane.model, lane.numerics))
+        longest = max((len(case.prompt_ids) for case in cases), default=0)
+        if list(found.positions) != sorted({*found.positions, found.worst_token}):
+            yield f"{path}.located.positions", f"not in order, or without the worst, {found.worst_token}"
+        elif found.positions[-1] >= longest:
+            yield f"{path}.located.positions", f"{found.positions[-1]}, but the longest prompt has {longest} tokens"
 
 
-@rule("lanes.blame", "Blame needs a rung that failed, and blaming the reference a vote, a cause or its self-check.")
+@rule("lanes.blame", "Blamed is who the first vote with an odd one names, and nobody where no rung failed.")
 def lanes_blame(view: View) -> Iterator[Finding]:
-    """Blaming the reference clears the engine, so it needs a witness."""
-    failed_checks = {
-        reference.key
-        for reference in view.receipt.references
-        if any(answer.outcome == "fail" for answer in reference.self_check)
-    }
+    """Blaming the reference clears the engine, and blaming nobody clears both."""
     for path, lane in _lanes(view):
-        if lane.blame is None:
-            continue
-        if not _failed(lane):
+        if lane.blame is not None and not _failed(lane):
             yield f"{path}.blame", f"the {lane.blame} is blamed, but no rung failed"
-        if lane.blame == "reference" and not (
-            lane.reference in failed_checks
-            or any(vote.odd == lane.reference for vote in lane.votes)
-            or (lane.cause is not None and lane.cause.name and lane.cause.explained >= PROVEN)
-        ):
-            yield f"{path}.blame", "the reference is blamed without a vote, a cause or a failed self-check"
+            continue
+        odd = next((vote.odd for vote in lane.votes if vote.odd), None) if _failed(lane) else None
+        due = "reference" if odd == lane.reference else "engine" if odd == ENGINE else None
+        if lane.blame != due:
+            votes = f"the votes name {odd!r:.60}" if odd else "no vote has an odd one"
+            yield f"{path}.blame", f"{f'the {lane.blame}' if lane.blame else 'nobody'} is blamed, but {votes}"
 
 
-@rule("lanes.cause", "A cause explains more than its runner-up, in a lane with a rung that failed.")
+@rule(
+    "lanes.cause", "A cause explains more than its runner-up, in a lane with a rung that failed, and what was located."
+)
 def lanes_cause(view: View) -> Iterator[Finding]:
-    """A tie between two hypotheses is no attribution."""
+    """A tie between two hypotheses is no attribution; only logits have a cause without an operation."""
     for path, lane in _lanes(view):
-        if lane.cause is None or not lane.cause.name:
+        if lane.cause is None:
+            continue
+        if (lane.cause.evidence == "operations") != (lane.located is not None):
+            seen = "an operation is" if lane.located else "no operation is"
+            yield f"{path}.cause.evidence", f"{lane.cause.evidence}, but {seen} located"
+        if not lane.cause.name:
             continue
         if not _failed(lane):
             yield f"{path}.cause", "a cause is named, but no rung failed"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from receipts.check_files import RATIO_TOLERANCE, by_lane, tables
 from receipts.check_ledger import DENSE
-from receipts.lanes import Lane, Rung
+from receipts.check_profiles import ROUNDING
+from receipts.lanes import Lane, Located, Rung
 from receipts.rule import Finding, View, key, rule
 from receipts.tables import Row
 
@@ -113,7 +114,7 @@ def tables_accuracy(view: View) -> Iterator[Finding]:
             yield f"accuracy[{i}]", f"no lane compared {accuracy.compared} values and found {accuracy.measured:g}"
 
 
-@rule("tables.located", "The located operation is a row of the table that failed, with the same numbers.")
+@rule("tables.located", "The located operation is a row of the table that failed, with the same numbers and positions.")
 def tables_located(view: View) -> Iterator[Finding]:
     """Of the lane. Integer operations have no row."""
     for i, lane in enumerate(view.receipt.lanes):
@@ -134,6 +135,25 @@ def tables_located(view: View) -> Iterator[Finding]:
         ]
         if not same:
             yield f"lanes[{i}].located", f"no row of the table says this of {found.tap} of layer {found.layer}"
+            continue
+        at = {(row["case"], row["tap"], row["layer"]) for row in same}
+        profiles = [
+            row["errors"]
+            for row in by_lane(view, "profiles").get(lane.name, [])
+            if (row["case"], row["tap"], row["layer"]) in at
+        ]
+        if profiles and not any(_wrong_at(errors, found) for errors in profiles):
+            yield (
+                f"lanes[{i}].located.positions",
+                f"{found.positions}, but the errors by position are over the limit elsewhere",
+            )
+
+
+def _wrong_at(errors: list[float | None], found: Located) -> bool:
+    """Whether exactly these positions are over the limit, which errors near it may be by rounding."""
+    over = {t for t, error in enumerate(errors) if error is None or error > found.limit * (1 + ROUNDING)}
+    near = {t for t, error in enumerate(errors) if error is None or error > found.limit * (1 - ROUNDING)}
+    return over <= set(found.positions) <= near
 
 
 @rule("tables.places", "Rows are of cases, layers and positions that exist, and their magnitudes are not negative.")

@@ -29,6 +29,11 @@ def with_lane(receipt, i, **changes):
 def test_an_integer_operation_may_not_differ_at_all():
     receipt = sample.full()
     located = replace(receipt.lanes[2].located, integer=True, max_abs_err=1.0, max_abs_ref=1e9, limit=1.0)
+    [(path, _)] = findings("lanes.located", with_lane(receipt, 2, located=located))
+    assert path == "lanes[2].located.integer"  # its rung measured no integers
+    rungs = list(receipt.lanes[2].rungs)
+    rungs[3] = replace(rungs[3], metric="unequal integer sums", measured=1.0, limit=0.0)
+    receipt = with_lane(receipt, 2, rungs=tuple(rungs))
     assert not findings("lanes.located", with_lane(receipt, 2, located=located))
     located = replace(located, max_abs_err=0.0)
     assert findings("lanes.located", with_lane(receipt, 2, located=located))
@@ -48,14 +53,50 @@ def test_a_deviation_that_blames_the_engine_is_not_proven():
     ]
 
 
-def test_each_witness_alone_lets_the_reference_be_blamed():
+@pytest.mark.parametrize(
+    ("odd", "due"), [("llama.cpp", "reference"), ("bitnet", "engine"), ("oracle", None), (None, None)]
+)
+def test_blamed_is_who_the_votes_name(odd, due):
     receipt = sample.full()
-    lane = receipt.lanes[2]
-    silent = replace(receipt, references=tuple(replace(ref, self_check=()) for ref in receipt.references))
-    assert not findings("lanes.blame", with_lane(receipt, 2, votes=(), cause=None))
-    assert not findings("lanes.blame", with_lane(silent, 2, cause=None))
-    assert not findings("lanes.blame", with_lane(silent, 2, votes=()))
-    assert findings("lanes.blame", with_lane(silent, 2, votes=(), cause=replace(lane.cause, explained=0.5)))
+    vote = replace(receipt.lanes[2].votes[0], odd=odd)
+    for blame in ("engine", "reference", None):
+        assert (not findings("lanes.blame", with_lane(receipt, 2, votes=(vote,), blame=blame))) is (blame == due)
+
+
+def test_a_cause_and_a_failed_self_check_blame_nobody():
+    """Without a vote a cause says what would make the two agree, not which of them is wrong."""
+    receipt = sample.full()
+    assert findings("lanes.blame", with_lane(receipt, 2, votes=()))
+    assert not findings("lanes.blame", with_lane(receipt, 2, votes=(), blame=None))
+
+
+@pytest.mark.parametrize("positions", [(), (1,), (1, 0), (0, 0), (0, 5), (0, 400)])
+def test_positions_are_in_the_prompt_in_order_and_with_the_worst(positions):
+    receipt = sample.full()
+    located = replace(receipt.lanes[2].located, positions=positions)
+    [(path, _)] = findings("lanes.located", with_lane(receipt, 2, located=located))
+    assert path == "lanes[2].located.positions"
+
+
+def test_only_operations_that_were_measured_have_to_be_located():
+    receipt = sample.full()
+    rungs = list(receipt.lanes[2].rungs)
+    rungs[3] = replace(rungs[3], metric="", measured=None, limit=None, why="the two sides answered in other shapes")
+    assert not findings("lanes.located", with_lane(receipt, 2, rungs=tuple(rungs), located=None))
+    assert findings("lanes.located", with_lane(receipt, 2, located=None))
+    rungs[3] = replace(rungs[3], outcome="pass")
+    rungs[4] = replace(rungs[4], outcome="fail")
+    assert findings("lanes.located", with_lane(receipt, 2, rungs=tuple(rungs)))
+
+
+def test_a_cause_from_operations_has_one():
+    receipt = sample.full()
+    cause = receipt.lanes[2].cause
+    assert findings("lanes.cause", with_lane(receipt, 2, located=None))
+    assert findings("lanes.cause", with_lane(receipt, 2, located=None, cause=replace(cause, name="", explained=0.0)))
+    assert findings("lanes.cause", with_lane(receipt, 2, cause=replace(cause, evidence="logits")))
+    assert not findings("lanes.cause", with_lane(receipt, 2, located=None, cause=replace(cause, evidence="logits")))
+    assert not findings("lanes.cause", with_lane(receipt, 2, located=None, cause=None))
 
 
 def test_one_family_with_two_libraries_is_one_witness():
