@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from receipts.visible import visible
+
 
 class ReceiptError(Exception):
     """A receipt, or a part of one, breaks a rule.
@@ -26,7 +28,8 @@ class ReceiptError(Exception):
         text = f"{self.file}: {self.reason}" if self.file else self.reason
         if self.path:
             text += f" in '{self.path}'"
-        return text if self.remedy is None else f"{text}\n  hint: {self.remedy}"
+        hint = "" if self.remedy is None else f"\n  hint: {visible(self.remedy)}"
+        return visible(text) + hint
 
     def inside(self, file: str) -> ReceiptError:
         """The same error with the file it was found in."""

@@ -11,6 +11,7 @@ from receipts.gate import gate
 from receipts.lanes import OUTCOMES, RUNGS, Lane, gate_reason
 from receipts.record import Receipt
 from receipts.summary import ENGINE
+from receipts.visible import visible
 from reports import sentences
 from reports.frames import frames, worst
 from reports.sentences import SYMBOLS, counts, number, place, times
@@ -66,7 +67,7 @@ def summary(receipt: Receipt) -> str:
 
 def escape(text: str) -> str:
     """Text that no Markdown reader takes for markup, on one line."""
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    text = _line(text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("$", "&#36;")
     text = re.sub(r"([\\`*|\[\]~])", r"\\\1", text)
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
@@ -74,10 +75,14 @@ def escape(text: str) -> str:
 
 def code(text: str) -> str:
     """Text as code; empty text is a dash."""
-    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    plain = _line(text)
     if not plain:
         return "–"
     return escape(plain) if "`" in plain else "`" + plain.replace("|", "\\|") + "`"
+
+
+def _line(text: str) -> str:
+    return " ".join(visible(text, kept="\t\r\n").split())
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,7 +12,6 @@ import base64
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,11 +20,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from receipts.visible import visible as every_letter
+
 PAGES = Path(__file__).parent / "pages"
 #: Texts longer than this are cut: no honest sentence of a receipt comes near it.
 MAX_TEXT = 4000
 _ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
-_KEPT = {"\n", "\t"}
+_KEPT = "\n\t"
 
 
 def render(template: str, *, script: str, title: str, data: object, **context: object) -> str:
@@ -94,13 +95,7 @@ def visible(text: str) -> str:
     """
     if len(text) > MAX_TEXT:
         text = text[:MAX_TEXT] + "…"
-    if text.isprintable():
-        return text
-    return "".join(letter if _shown(letter) else f"⟨U+{ord(letter):04X}⟩" for letter in text)
-
-
-def _shown(letter: str) -> bool:
-    return letter.isprintable() or letter in _KEPT or unicodedata.category(letter) in ("Zs", "Co")
+    return every_letter(text, kept=_KEPT)
 
 
 def _digest(text: str) -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 from receipts.gate import gate
 from receipts.lanes import OUTCOMES, RUNGS, Lane
 from receipts.record import Receipt
+from receipts.visible import visible
 from reports import sentences
 from reports.frames import frames, worst
 from reports.sentences import ASCII_SYMBOLS, SYMBOLS, counts, number
@@ -107,7 +108,7 @@ class _Printer:
 
     def text(self, text: str, style: str = "") -> Text:
         """Text in letters that the console's encoding has, without control characters."""
-        text = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+        text = visible(text)
         if not _can_print(text, self.on.encoding):
             text = text.translate(_LETTERS).encode(self.on.encoding, errors="replace").decode(self.on.encoding)
         return Text(text, style=style)

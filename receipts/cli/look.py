@@ -37,7 +37,7 @@ def explain_command(
     Example: python -m receipts explain ci/inference.json
     """
     from receipts.explain import explain
-    from receipts.formats.table import console
+    from receipts.formats.table import console, plain
     from receipts.policy import read_policy
     from receipts.verify import verify
 
@@ -49,7 +49,7 @@ def explain_command(
         for section in sections:
             console().print(section.title, style="bold", markup=False)
             for sentence in section.sentences:
-                console().print(f"  · {sentence}", markup=False)
+                console().print(f"  · {plain(sentence)}")
     raise typer.Exit(report.exit_code)
 
 
@@ -99,7 +99,7 @@ def diff_command(
 
     from receipts.diff import diff
     from receipts.errors import ReceiptError
-    from receipts.formats.table import console
+    from receipts.formats.table import console, plain
     from receipts.verify import verify
 
     read = []
@@ -117,7 +117,7 @@ def diff_command(
         for name in ("part", "what", "before", "after"):
             table.add_column(name, overflow="fold")
         for change in changes[:MAX_SHOWN]:
-            table.add_row(*map(_plain, (change.part, change.what, change.before, change.after)))
+            table.add_row(*map(plain, (change.part, change.what, change.before, change.after)))
         console().print(table if changes else "No difference.")
         if len(changes) > MAX_SHOWN:
             console().print(f"{len(changes) - MAX_SHOWN} more (--format json lists them)")
@@ -137,7 +137,7 @@ def history_command(
     """
     from rich.table import Table
 
-    from receipts.formats.table import console
+    from receipts.formats.table import console, plain
     from receipts.history import history, to_json
 
     entries = history(places)
@@ -153,15 +153,9 @@ def history_command(
             cells = (entry.timestamp, entry.commit, entry.parity, lanes, speed, entry.machine, entry.file)
             if entry.problem:
                 cells = ("", "", "unreadable", "", "", entry.problem, entry.file)
-            table.add_row(*map(_plain, cells))
+            table.add_row(*map(plain, cells))
         console().print(table)
     raise typer.Exit(0 if any(not entry.problem for entry in entries) else 5)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _json(data: object) -> None:

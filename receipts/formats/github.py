@@ -6,6 +6,7 @@ import re
 
 from receipts.formats.verdict import verdict
 from receipts.verify import LEVELS, Check, Report
+from receipts.visible import visible
 
 #: GitHub shows ten annotations a step and kind; the rest is in the summary.
 MAX_ANNOTATIONS = 10
@@ -59,6 +60,7 @@ def _command(word: str, file: str, title: str, message: str) -> str:
 
 
 def _data(text: str) -> str:
+    text = visible(text, kept="\r\n")
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -68,5 +70,5 @@ def _property(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Text as text in a Markdown table: no markup, no HTML, one line."""
-    flat = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
+    flat = re.sub(r"\s+", " ", visible(text, kept="\t\r\n")).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~#!])", r"\\\1", flat)

@@ -7,6 +7,7 @@ from typing import Any
 
 from receipts.formats.verdict import verdict
 from receipts.verify import LEVELS, Check, Report
+from receipts.visible import visible
 
 _SIGN = {"pass": "[green]✓[/]", "fail": "[bold red]✗[/]", "inconclusive": "[yellow]–[/]"}
 #: Levels of which every check is shown; of the others those that did not pass.
@@ -20,6 +21,13 @@ def console() -> Any:  # noqa: ANN401  # rich's Console; rich is slow to import,
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
+def plain(text: str) -> str:
+    """Text of a receipt for a console: no markup, no controls."""
+    from rich.markup import escape
+
+    return escape(visible(text))
+
+
 def show(report: Report, *, every: bool = False) -> None:
     """Print it.
 
@@ -27,11 +35,10 @@ def show(report: Report, *, every: bool = False) -> None:
         report: What was found.
         every: Show the checks that passed, too.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     out = console()
-    table = Table(title=f"Receipt {escape(report.file)}", title_justify="left", header_style="bold", expand=False)
+    table = Table(title=f"Receipt {plain(report.file)}", title_justify="left", header_style="bold", expand=False)
     table.add_column("")
     table.add_column("check", no_wrap=True)
     table.add_column("where", overflow="fold")
@@ -42,12 +49,12 @@ def show(report: Report, *, every: bool = False) -> None:
         if rows and not shown:
             shown = [_short(level, rows)]
         for check in shown:
-            table.add_row(_SIGN[check.outcome], *(escape(text) for text in (check.name, check.path, check.message)))
+            table.add_row(_SIGN[check.outcome], *(plain(text) for text in (check.name, check.path, check.message)))
         table.add_section()
     out.print(table)
     if report.nonce:
-        out.print(f"nonce {escape(report.nonce)}")
-    out.print(escape(verdict(report)))
+        out.print(f"nonce {plain(report.nonce)}")
+    out.print(plain(verdict(report)))
 
 
 def _short(level: str, rows: list[Check]) -> Check:
