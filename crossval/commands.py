@@ -103,6 +103,7 @@ def run(
     from bitnet.cli.output import document, progress
     from crossval.run import run as climb
     from crossval.verdict import exit_code
+    from receipts.visible import visible
 
     options = options_of(
         model,
@@ -121,7 +122,9 @@ def run(
         def done(lane: Lane, number: int, total: int) -> None:
             bar.update(task, completed=number, total=total)
             if not quiet:
-                bar.console.print(f"{number:>3}/{total} {mark(lane):<14} {lane.name}", markup=False, highlight=False)
+                bar.console.print(
+                    f"{number:>3}/{total} {mark(lane):<14} {visible(lane.name)}", markup=False, highlight=False
+                )
 
         written = climb(options, lambda what: bar.update(task, what=what), done)
     if output is Format.json:

@@ -77,6 +77,7 @@ def locate(
     """
     from bitnet.cli.output import facts
     from crossval.answer import finding_dict, lane_fields, located, stopped_at, where
+    from receipts.visible import visible
 
     options = commands.options_of(
         model, only, work, threads=threads, hf=hf, bitnet_cpp=bitnet_cpp, recording=recording, **ASIDE, explain=False
@@ -98,7 +99,7 @@ def locate(
     else:
         for record in records:
             stop, one = stopped_at(record), found.get(record.name)
-            print(f"{record.name}: {commands.mark(record)}" + (f", {stop.name}: {stop.why}" if stop else ""))
+            print(visible(f"{record.name}: {commands.mark(record)}" + (f", {stop.name}: {stop.why}" if stop else "")))
             if one is not None:
                 rows = [
                     ("  operation", where(one.key)),
@@ -137,6 +138,7 @@ def explain(
     Exit codes: 0 nothing is wrong; 1 something is; 4 nothing could be compared.
     """
     from crossval.answer import Repro, declared, lane_fields, sentence, shrunk
+    from receipts.visible import visible
 
     options = commands.options_of(
         model, only, work, threads=threads, hf=hf, bitnet_cpp=bitnet_cpp, recording=recording, **ASIDE
@@ -155,7 +157,7 @@ def explain(
         case, facts = cases.get(record.name), told.get(record.name, {})
         said = sentence(record, **facts, repro="" if case is None else f"{case.folder}/")
         if output is Format.human:
-            print(said)
+            print(visible(said))
         fields = {**lane_fields(record), "sentence": said, "declared": facts.get("file_says", "")}
         lanes.append({**fields, "repro": None if case is None else str(case.script)})
     if output is Format.json:
@@ -180,6 +182,7 @@ def minimise(
     Exit codes: 0 nothing is wrong; 1 a case was written; 4 nothing could be compared.
     """
     from crossval.answer import Repro, shrunk, where
+    from receipts.visible import visible
 
     options = commands.options_of(
         model, only, work, threads=threads, hf=hf, bitnet_cpp=bitnet_cpp, **ASIDE, explain=False
@@ -206,11 +209,10 @@ def minimise(
             }
         _print("validate-minimise-1", {"lane": record.name, "outcome": record.outcome, "case": small})
     elif case is None:
-        print(f"{record.name}: {commands.mark(record)}; no float operation is wrong")
+        print(f"{visible(record.name)}: {commands.mark(record)}; no float operation is wrong")
     else:
-        print(
-            f"{record.name}: {where(case.key)} is wrong on {len(case.ids)} of {case.n_before} tokens: {list(case.ids)}"
-        )
+        left = f"{len(case.ids)} of {case.n_before} tokens: {list(case.ids)}"
+        print(f"{visible(record.name)}: {where(case.key)} is wrong on {left}")
         print(f"{case.tried} cases were tried; the smallest: {case.script}")
     raise typer.Exit(code_of([record]))
 

@@ -347,3 +347,14 @@ def test_failures_of_references_are_typed():
     with pytest.raises(UnavailableError, match="no such library") as caught:
         typed(refuses)()
     assert (caught.value.exit_code, caught.value.remedy) == (4, "build it")
+
+
+@pytest.mark.parametrize("command", ["crossval", "locate", "explain", "minimise"])
+def test_names_of_lanes_are_printed_harmlessly(call, monkeypatch, tmp_path, command):
+    """They hold the name of a file, which may hold anything."""
+    use(monkeypatch, liars.Liar, name="evil\x1b[2J\n::error::x")
+    more = {"crossval": ("--receipt", tmp_path / "r.json", "--no-measure"), "minimise": ("--only", "evil")}
+    printed = call(command, *more.get(command, ()))
+    both = printed.out + printed.err
+    assert "evil⟨U+001B⟩[2J⟨U+000A⟩⟨U+003A⟩:error::x" in both
+    assert "\x1b" not in both
