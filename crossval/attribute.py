@@ -104,12 +104,11 @@ class Attribution:
     def cause(self) -> Cause:
         """The same as a receipt has it."""
         if self.best is None or not self.named:
-            best = (
-                f"the best of {self.tried}, {self.best.name}, explains" if self.best else "nothing explains any of it:"
-            )
-            share = f" {max(self.best.explained, 0.0):.1%}" if self.best else ""
-            told = "; ".join(self.evidence)
-            return Cause(name="", explained=0.0, explanation=f"unexplained: {best}{share}; {told}".rstrip("; "))
+            best = "nothing explains any of it"
+            if self.best is not None:
+                share = f"{max(self.best.explained, 0.0):.1%}"
+                best = f"the best of {self.tried}, {self.best.name}, explains {share}"
+            return Cause(name="", explained=0.0, explanation=f"unexplained: {'; '.join((best, *self.evidence))}")
         said = " and ".join(h.entry.explanation for h in self.best.hypotheses)
         if self.equivalent:
             said += f" (or, with the same effect here: {', '.join(self.equivalent[:3])})"
@@ -278,9 +277,9 @@ def _evidence(wrong: Mapping[TapKey, float], replay: Replay) -> tuple[str, ...]:
     where = first if layer < 0 else f"{first} of layer {layer}"
     finite = np.isfinite(replay.outputs[first, layer]).all()
     far = f"by {decades:.1f} decades over float32 noise" if finite else "which is not finite"
-    many = "1 operation is wrong:" if len(wrong) == 1 else f"{len(wrong)} operations are wrong, first"
+    count = "1 operation is" if len(wrong) == 1 else f"{len(wrong)} operations are"
     return (
-        f"{many} {where}, {far}",
+        f"{count} wrong, first {where}, {far}",
         f"kinds: {', '.join(taps)}; layers: {', '.join(map(str, layers))}",
     )
 

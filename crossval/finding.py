@@ -19,6 +19,8 @@ from reference.runner import TapKey
 _HEADS = ("q", "k", "v", "q_rope", "k_rope", "kqv_out", "attn_sub_norm")
 #: A ratio is constant if it varies by less: float32 noise is 1e-7, a rounding flipped by int8 is 1e-2.
 _CONSTANT = 1e-4
+#: A factor that rounds to 1 is what differs if it leaves less than this share of the difference.
+_EXPLAINED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,13 @@ def _words(expected: Float32, found: Float32, wrong: np.ndarray[tuple[int, ...],
     if (b == b.reshape(-1)[0]).all():
         return "every value is the same"
     scale = float((a * b).sum() / (a * a).sum()) if a.any() else 0.0
-    if scale and np.linalg.norm(b - scale * a) < _CONSTANT * np.linalg.norm(b):
-        return f"it is {scale:.4g} times what it should be, everywhere"
-    share = wrong.mean()
+    share, left, apart = wrong.mean(), np.linalg.norm(b - scale * a), np.linalg.norm(b - a)
+    if scale and left < _CONSTANT * np.linalg.norm(b):
+        factor = f"{scale:.4g}"
+        if factor == "1":
+            if left > _EXPLAINED * apart:
+                return f"{share:.0%} of the values are wrong, by {apart / np.linalg.norm(b):.2g} of their size"
+            factor = f"1 {'+' if scale > 1.0 else '−'} {abs(scale - 1.0):.2g}"
+        return f"it is {factor} times what it should be, everywhere"
     correlation = float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b) or 1.0))
     return f"{share:.0%} of the values are wrong; cosine {correlation:.4f}"

@@ -370,11 +370,11 @@ def _observation(request: Request, answer: Header, arrays: Arrays) -> Observatio
         raise ValueError("ids are not those asked for followed by those generated")
     rows = (1 if request.last_only else n) + max(len(generated) - 1, 0)
     logits = arrays["logits"]
-    if logits.ndim != 2 or logits.shape[0] != rows or logits.dtype != np.float32:
+    if _matrix(logits, "logits").shape[0] != rows:
         raise ValueError(f"logits of shape {logits.shape} for {rows} positions")
     taps = {(str(name), int(layer)): arrays[f"tap {i}"] for i, (name, layer) in enumerate(answer["taps"])}
     for key, value in taps.items():
-        if value.ndim != 2 or value.shape[0] != n or value.dtype != np.float32:
+        if _matrix(value, f"tap {key}").shape[0] != n:
             raise ValueError(f"tap {key} of shape {value.shape} for {n} tokens")
     seconds = {str(phase): float(spent) for phase, spent in answer["seconds"].items()}
     return Observation(ids=tuple(ids), logits=logits, generated=tuple(generated), taps=taps, seconds=seconds)
@@ -386,9 +386,9 @@ def _id_lists(values: object, n: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in values]
 
 
-def _matrix(array: Float32) -> Float32:
+def _matrix(array: Float32, what: str = "an array") -> Float32:
     if array.ndim != 2 or array.dtype != np.float32:
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype}, not a float32 matrix")
+        raise ValueError(f"{what} of shape {array.shape} and type {array.dtype}, not a float32 matrix")
     return array
 
 

@@ -159,6 +159,18 @@ class OtherIds(Good):
         return Observation(ids=(9, *seen.ids[1:]), logits=seen.logits)
 
 
+class DoubleLogits(Good):
+    def run(self, request):
+        seen = super().run(request)
+        return Observation(ids=seen.ids, logits=seen.logits.astype(np.float64), generated=seen.generated)
+
+
+class DoubleTap(Good):
+    def run(self, request):
+        seen = super().run(request)
+        return Observation(ids=seen.ids, logits=seen.logits, taps={("q", 0): np.ones((len(seen.ids), 4))})
+
+
 class HalfPrecision(Good):
     """Answers in a type that does not travel."""
 

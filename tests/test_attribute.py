@@ -12,7 +12,7 @@ import pytest
 from liars import Liar
 
 import reference.matrices
-from crossval.attribute import attribute, explain
+from crossval.attribute import Attribution, attribute, explain
 from crossval.catalogue import BY_NAME, hypothesis
 from crossval.engine import EngineRunner
 from crossval.fits import ids_of, variant_of
@@ -121,7 +121,28 @@ def test_what_fits_nothing_is_unexplained_and_shows_its_evidence():
     cause = explain(Replay(replay.oracle, IDS, replay.inputs, odd)).cause
     assert (cause.name, cause.explained) == ("", 0.0)
     assert cause.explanation.startswith("unexplained: ")
-    assert "1 operation is wrong: ffn_up of layer 1, by " in cause.explanation
+    assert "1 operation is wrong, first ffn_up of layer 1, by " in cause.explanation
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        ((), "unexplained: nothing explains any of it"),
+        (("1 operation is wrong",), "unexplained: nothing explains any of it; 1 operation is wrong"),
+    ],
+)
+def test_nothing_explains_any_of_it(evidence, said):
+    assert Attribution(wrong={}, best=None, runner_up=None, evidence=evidence).cause.explanation == said
+
+
+@pytest.mark.parametrize(("keys", "said"), [(1, "1 operation is wrong, first"), (2, "2 operations are wrong, first")])
+def test_wrong_operations_are_counted_in_words(keys, said):
+    replay = replay_of()
+    odd = dict(replay.inputs)
+    for layer in range(keys):
+        odd["ffn_up", layer] = odd["ffn_up", layer] + np.float32(1)
+    found = explain(Replay(replay.oracle, IDS, replay.inputs, odd), budget=0.0)
+    assert found.evidence[0].startswith(said)
 
 
 def test_a_budget_ends_the_search_and_is_told():

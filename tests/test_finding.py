@@ -51,6 +51,13 @@ def test_rows_heads_positions_and_the_worst_element(captured):
     ("change", "words"),
     [
         (lambda v: v * np.float32(2), "it is 2 times what it should be, everywhere"),
+        (lambda v: v * np.float32(1.00004), "it is 1 + 4e-05 times what it should be, everywhere"),
+        (lambda v: v * np.float32(0.99996), "it is 1 − 4e-05 times what it should be, everywhere"),
+        (lambda v: v * np.float32(-1), "it is -1 times what it should be, everywhere"),
+        (
+            lambda v: v * np.linspace(0.99996, 1.00004, len(v), dtype=np.float32)[:, None],
+            "of the values are wrong, by 2.8e-05 of their size",
+        ),
         (np.zeros_like, "every value is zero"),
         (np.ones_like, "every value is the same"),
         (lambda v: np.full_like(v, np.nan), "are not finite"),

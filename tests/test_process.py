@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,6 +130,11 @@ def test_garbage_on_the_pipe_is_a_failure(name):
 @pytest.mark.parametrize("name", ["ShortLogits", "ShortTap", "OtherIds"])
 def test_an_answer_to_another_question_is_a_failure(name):
     assert "answered nonsense" in failure(name).what
+
+
+@pytest.mark.parametrize(("name", "what"), [("DoubleLogits", "logits"), ("DoubleTap", r"tap \('q', 0\)")])
+def test_an_answer_in_another_type_is_refused_for_its_type(name, what):
+    assert re.search(rf"{what} of shape \(3, \d\) and type float64, not a float32 matrix", failure(name).what)
 
 
 @pytest.mark.parametrize("name", ["closes", "large_but_absent"])
