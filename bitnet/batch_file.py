@@ -2,9 +2,9 @@
 
 The file of answers is its own journal. Its records are in the order of the prompts and each is one whole line, synced
 to the disk before the next is begun; so after a kill at any moment it holds the first n answers, and at most a piece of
-one more, which is cut off. Every record has digests of its prompt, of the model and of the settings: a run with others
-is refused rather than mixed in. Nothing in a record depends on time or chance, so a file that was made in several runs
-has the same bytes as one made in a single run.
+one more, which is cut off once all before it are known to be this run's. Every record has digests of its prompt, of the
+model and of the settings: a run with others is refused rather than mixed in. Nothing in a record depends on time or
+chance, so a file that was made in several runs has the same bytes as one made in a single run.
 """
 
 from __future__ import annotations
@@ -148,16 +148,16 @@ class Journal:
     """The file of answers.
 
     Attributes:
-        done: Answers that were in it when it was opened.
+        done: Answers that were in it when it was resumed.
         failed: Those of them that are errors.
-        cut: Bytes of a half-written answer that were cut off.
+        cut: Bytes of a half-written answer that were cut off when it was resumed.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        """Open it for this process alone, and cut off what is half written.
+        """Open it for this process alone; only `overwrite` changes what it holds.
 
         Raises:
-            UsageError: Another run writes to it, or it is not a file of answers.
+            UsageError: Another run writes to it.
         """
         self._path = path
         self._file: io.FileIO = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
@@ -170,36 +170,29 @@ class Journal:
             ) from None
         if overwrite:
             self._file.truncate(0)
-        self.cut = self._repair()
-        self.done = self.failed = 0
-
-    def _repair(self) -> int:
-        """Cut off a last line that has no end."""
-        size = end = self._file.seek(0, os.SEEK_END)
-        while end:
-            begin = max(0, end - (1 << 16))
-            self._file.seek(begin)
-            at = self._file.read(end - begin).rfind(b"\n")
-            end = begin + at + 1 if at >= 0 else begin
-            if at >= 0:
-                break
-        if end != size:
-            self._file.truncate(end)
-        return size - end
+        self.done = self.failed = self.cut = 0
 
     def resume(self, lines: Iterator[Line], identity: Identity) -> None:
         """Take the lines that are answered off an iterator; the next is the first to be answered.
 
+        A piece of an answer at the end is cut off, after all before it are found to be answers of this run.
+
         Raises:
-            UsageError: An answer belongs to another prompt, model or settings, or is none.
+            UsageError: An answer belongs to another prompt, model or settings, or is none; nothing is changed.
         """
         self._file.seek(0)
+        end = 0
         for raw in io.BufferedReader(_Borrowed(self._file)):
+            if not raw.endswith(b"\n"):
+                if not (raw.startswith(_HEAD) or _HEAD.startswith(raw)):
+                    self._refuse(f"its line {self.done + 1} has no end and is not the beginning of an answer")
+                self.cut = len(raw)
+                break
             try:
                 record = json.loads(raw)
                 found = Identity(model=record["model"], settings=record["settings"])
                 number, digest, failed = record["line"], record["input"], record["error"] is not None
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 self._refuse(f"its line {self.done + 1} is not an answer of this command")
             line = next(lines, None)
             if line is None:
@@ -212,6 +205,9 @@ class Journal:
                     self._refuse(f"its answer {self.done + 1} was made with {other}")
             self.done += 1
             self.failed += failed
+            end += len(raw)
+        if self.cut:
+            self._file.truncate(end)
         self._file.seek(0, os.SEEK_END)
 
     def _refuse(self, what: str) -> NoReturn:
@@ -250,3 +246,7 @@ class _Borrowed(io.RawIOBase):
 def encode(record: Mapping[str, Any]) -> bytes:
     """One answer as one line."""
     return json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+#: How every line begins.
+_HEAD = encode({}).rstrip(b"}\n")

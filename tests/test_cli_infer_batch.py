@@ -140,6 +140,44 @@ def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
     assert second["error"] is None
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+@pytest.mark.parametrize("named", ["by its name", "by a link", "by a hard link"])
+def test_answers_do_not_go_into_the_file_of_prompts(named, more, tmp_path):
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text('{"prompt": "One"}')  # without an end, it was taken for half an answer
+    if named == "by a link":
+        out.symlink_to(asked)
+    elif named == "by a hard link":
+        out.hardlink_to(asked)
+    done = batch(asked, *more, out=asked if named == "by its name" else out)
+    assert done.code == 2
+    assert "prompts and answers are the same file" in done.err
+    assert asked.read_text() == '{"prompt": "One"}'
+
+
+@pytest.mark.parametrize("arguments", ['- -o "$1" < "$1"', '"$1" -o - >> "$1"'])
+def test_nor_through_a_redirection(arguments, tmp_path):
+    asked = tmp_path / "in.jsonl"
+    asked.write_text('{"prompt": "One"}\n')
+    command = f'"$0" -m bitnet infer batch {arguments} -m "$2"'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, asked, TINY], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "prompts and answers are the same file" in done.stderr
+    assert asked.read_text() == '{"prompt": "One"}\n'
+
+
+def test_a_file_of_something_else_keeps_its_tail(asked, tmp_path):
+    for content in (b"# Notes\ntail without newline", b"GGUF\3\0\0\0", b'{"prompt": "One"}'):
+        other = tmp_path / "other"
+        other.write_bytes(content)
+        done = batch(asked, out=other)
+        assert done.code == 2
+        assert "--overwrite" in done.err
+        assert other.read_bytes() == content
+
+
 @pytest.mark.parametrize(("name", "out", "message"), [("none", "out", "no such"), ("in", "no/out", "No such")])
 def test_paths_that_do_not_exist(name, out, message, tmp_path):
     (tmp_path / "in").write_text('{"prompt": "a"}\n')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -88,6 +90,7 @@ def batch(
         stop=stop,
         context=context,
     )
+    _check_apart(prompts, answers)
     with ExitStack() as stack:
         source = stack.enter_context(_open(prompts))
         total = sum(1 for _ in read_lines(source))
@@ -131,6 +134,18 @@ def _open(prompts: str) -> BinaryIO:
     if not path.is_file():
         raise UsageError("there is no such file", where=path, remedy="give a file of JSON Lines, or `-`")
     return path.open("rb")
+
+
+def _check_apart(prompts: str, answers: str) -> None:
+    """Refuse answers that would go into the file of prompts, by another name or through a redirection too."""
+    standard_input, standard_output = 0, 1
+    source, target = standard_input if prompts == "-" else prompts, standard_output if answers == "-" else answers
+    try:
+        found, there = os.stat(source), os.stat(target)  # noqa: PTH116  # of numbers, too
+    except (OSError, ValueError):  # one is not there, or no path; who opens it says so
+        return
+    if os.path.samestat(found, there) and stat.S_ISREG(there.st_mode):
+        raise UsageError("prompts and answers are the same file", where=answers, remedy="name another for the answers")
 
 
 def _prepare(
