@@ -245,7 +245,8 @@ class _Borrowed(io.RawIOBase):
 
 def encode(record: Mapping[str, Any]) -> bytes:
     """One answer as one line."""
-    return json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps({"schema": SCHEMA, **record}, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace") + b"\n"  # a lone surrogate becomes its escape in JSON
 
 
 #: How every line begins.

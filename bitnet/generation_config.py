@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -172,9 +173,10 @@ def _whole(value: object) -> bool:
 
 def _number(value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> bool:
     """Whether it is a finite number within limits."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return value > above and least <= value <= most
+    finite = abs(value) <= sys.float_info.max  # whole numbers may be larger than any float
+    return finite and value > above and least <= value <= most
 
 
 def _all(value: object, ok: Callable[[Any], bool]) -> bool:

@@ -139,6 +139,12 @@ def test_answers_of_another_run_are_refused_and_untouched(lines, run, content, m
         assert journal.done == 0
 
 
+def test_an_id_that_utf8_has_no_bytes_for_comes_back_as_it_was():
+    raw = encode(record(LINES[0], id="é \ud800"))
+    assert raw.endswith(b"\n")
+    assert json.loads(raw.decode())["id"] == "é \ud800"
+
+
 def test_prompts_may_be_added_and_errors_are_counted(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_bytes(encode(record(LINES[0])) + encode(record(LINES[1], error={"what": "x"})))

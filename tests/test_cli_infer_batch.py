@@ -131,6 +131,21 @@ def test_pipes(asked):
     assert done.err == ""
 
 
+def test_values_that_cannot_be_written_or_computed_with_stop_nothing(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        '{"prompt": "One", "id": "\\ud800"}\n'
+        f'{{"prompt": "One", "temperature": 1{400 * "0"}}}\n'
+        f'{{"prompt": "One", "top_p": 1{400 * "0"}}}\n'
+        f'{{"prompt": "One", "repetition_penalty": 1{400 * "0"}}}\n'
+        '{"prompt": "The duck"}\n'
+    )
+    assert batch(path).code == 1
+    found = answers(path)
+    assert found[0]["id"] == "\ud800"
+    assert [a["error"] is None for a in found] == [True, False, False, False, True]
+
+
 def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"prompt": "duck " * 2000}) + "\n" + json.dumps({"prompt": "The duck"}) + "\n")

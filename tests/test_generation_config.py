@@ -43,6 +43,9 @@ def test_it_is_frozen_and_every_field_has_a_rule():
         ("temperature", -0.1),
         ("temperature", float("inf")),
         ("temperature", float("nan")),
+        ("temperature", 10**400),  # no float holds it
+        ("top_p", -(10**400)),
+        ("repetition_penalty", 10**400),
         ("top_k", -1),
         ("top_p", 0.0),
         ("top_p", 1.01),
