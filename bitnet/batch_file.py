@@ -157,8 +157,10 @@ class Journal:
         """Open it for this process alone; only `overwrite` changes what it holds.
 
         Raises:
-            UsageError: Another run writes to it.
+            UsageError: It is a device, a pipe or a folder, or another run writes to it.
         """
+        if path.exists() and not path.is_file() and not path.samefile(os.devnull):
+            raise UsageError("is not a file", where=path, remedy="name a file, or `-` for standard output")
         self._path = path
         self._file: io.FileIO = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
         try:
@@ -218,7 +220,7 @@ class Journal:
         data = encode(record)
         while data:
             data = data[self._file.write(data) :]
-        if self._path.is_file():  # a pipe has nothing to sync
+        if self._path.is_file():  # the null device has nothing to sync
             os.fsync(self._file.fileno())
 
     def __enter__(self) -> Journal:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -153,6 +155,25 @@ def test_prompts_may_be_added_and_errors_are_counted(tmp_path):
         journal.resume(rest, RUN)
         assert (journal.done, journal.failed) == (2, 1)
     assert next(rest).number == 3
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_what_keeps_no_answers_is_refused(kind, tmp_path):
+    path = Path("/dev/full") if kind == "device" else tmp_path / "answers"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with pytest.raises(UsageError, match="is not a file") as caught:
+        Journal(path)
+    assert "standard output" in caught.value.remedy
+
+
+def test_the_null_device_takes_answers(tmp_path):
+    with Journal(Path(os.devnull)) as journal:
+        journal.resume(iter(LINES), RUN)
+        journal.append(record(LINES[0]))
+        assert journal.done == 0
 
 
 def _hold(path, opened, leave):
