@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ from bitnet.gguf import GGUF, GGMLType
 from bitnet.hf import open_model
 from bitnet.kernels import check_device, kernels
 from bitnet.kernels.variants import PLAIN, choose, for_blocks
-from bitnet.limits import check_room
+from bitnet.limits import MOST_THREADS, check_room, parse_number
 from bitnet.linear import Backend
 from bitnet.model import network
 from bitnet.packed_cache import Entry
@@ -35,11 +36,15 @@ def default_threads() -> int:
     """BITNET_NUM_THREADS, or the physical cores this process may use. Raises `UsageError` for nonsense."""
     asked = os.environ.get("BITNET_NUM_THREADS", "").strip()
     if asked:
-        if not asked.isdecimal() or not 1 <= int(asked) <= 1024:
-            raise UsageError(f"is {asked!r}", where="BITNET_NUM_THREADS", remedy="a number of threads, 1 to 1024")
-        return int(asked)
+        return parse_number(asked, most=MOST_THREADS, where="BITNET_NUM_THREADS", of="threads")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def _is_count(n_threads: object) -> bool:
+    if isinstance(n_threads, bool) or not isinstance(n_threads, Integral):
+        return False
+    return 1 <= int(n_threads) <= MOST_THREADS
 
 
 def default_numerics(gguf: GGUF, weights: Weights) -> Numerics:
@@ -122,15 +127,15 @@ def load(
     variant = choose(isa) if device == "cpu" else PLAIN
     if numerics is not None and numerics.activation == "q8_k":
         variant = for_blocks(variant)
-    if n_threads is not None and n_threads < 1:
-        raise UsageError(f"n_threads is {n_threads}", remedy="1 or more")
+    if n_threads is not None and not _is_count(n_threads):
+        raise UsageError(f"n_threads is {n_threads!r}", remedy=f"a whole number, 1 to {MOST_THREADS}")
     gguf = open_model(path)
     config, notices = read_config(gguf)
     check_room(gguf.n_bytes)
     place = packed_entry(gguf, variant.layout) if packed_cache else None
     weights, kept = _read(gguf, config, place, device)
     chosen = numerics or default_numerics(gguf, weights)
-    backend = Backend(device, n_threads or default_threads(), variant)
+    backend = Backend(device, default_threads() if n_threads is None else int(n_threads), variant)
     ahead = AheadOfTime(weights, backend, chosen) if compile_ahead else None
 
     def packing(done: int, total: int) -> None:

@@ -1,11 +1,9 @@
-"""Limits that the environment sets: BITNET_MEMORY_LIMIT and BITNET_BATCH_SIZE."""
+"""Limits that the environment sets, and those of what it sets."""
 
 from __future__ import annotations
 
 import os
 import re
-
-import psutil
 
 from bitnet.arguments import whole_number
 from bitnet.errors import ResourceLimitError, UsageError
@@ -14,6 +12,7 @@ MEMORY = "BITNET_MEMORY_LIMIT"
 BATCH = "BITNET_BATCH_SIZE"
 
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?) ?([KMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
+MOST_THREADS = 1024  # more than the cores of a machine; each takes scratch and has to be started
 _MOST_TOGETHER = 1024
 _TOGETHER = 8
 
@@ -30,6 +29,13 @@ def parse_bytes(text: str, *, where: str) -> int:
     if size < 1:
         raise UsageError(f"is {text!r}", where=where, remedy="a number of bytes, such as 2GB, 1.5GiB or 512M")
     return size
+
+
+def parse_number(text: str, *, most: int, where: str, of: str) -> int:
+    """A number from 1. Raises `UsageError` for anything else, however many digits it has."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+        raise UsageError(f"is {text!r}", where=where, remedy=f"a number of {of}, 1 to {most}")
+    return int(text)
 
 
 def memory_limit() -> int | None:
@@ -49,9 +55,7 @@ def batch_size(asked: int | None = None) -> int:
         return asked
     if not text:
         return _TOGETHER
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _MOST_TOGETHER:
-        raise UsageError(f"is {text!r}", where=BATCH, remedy=f"a number of sequences, 1 to {_MOST_TOGETHER}")
-    return int(text)
+    return parse_number(text, most=_MOST_TOGETHER, where=BATCH, of="sequences")
 
 
 def check_room(n_bytes: int, what: str = "the weights", remedy: str = "take a smaller model") -> None:
@@ -69,6 +73,8 @@ def check_room(n_bytes: int, what: str = "the weights", remedy: str = "take a sm
     limit = memory_limit()
     if limit is None:
         return
+    import psutil  # takes longer than help texts, which state limits, may take
+
     left = limit - psutil.Process().memory_info().rss
     if n_bytes > left:
         raise ResourceLimitError(

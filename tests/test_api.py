@@ -70,7 +70,7 @@ def test_the_variable_names_the_file_and_an_argument_beats_it(monkeypatch):
     assert bitnet.load(golden_models.model("llama_tied")).config.arch == "llama"
 
 
-@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", "1025", "²", "१0000"])
+@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", "1025", "²", "१0000", 5000 * "9"])
 def test_a_count_of_threads_without_meaning_in_the_environment(monkeypatch, asked):
     monkeypatch.setenv("BITNET_NUM_THREADS", asked)
     with pytest.raises(UsageError, match="1 to 1024") as caught:
@@ -78,10 +78,11 @@ def test_a_count_of_threads_without_meaning_in_the_environment(monkeypatch, aske
     assert caught.value.where == "BITNET_NUM_THREADS"
 
 
-@pytest.mark.parametrize("n", [0, -3])
+@pytest.mark.parametrize("n", [0, -3, 1025, 10**20, 1.5, 2.0, "2", True])
 def test_a_count_of_threads_without_meaning(n):
-    with pytest.raises(UsageError, match=f"n_threads is {n}"):
+    with pytest.raises(UsageError, match=f"n_threads is {n!r}") as caught:
         bitnet.load(SOURCE, n_threads=n)
+    assert caught.value.remedy == "a whole number, 1 to 1024"
 
 
 def test_threads(monkeypatch):
@@ -90,6 +91,7 @@ def test_threads(monkeypatch):
         monkeypatch.setenv("BITNET_NUM_THREADS", asked)
         assert bitnet.load(SOURCE).network.backend.n_threads == 7
     assert bitnet.load(SOURCE, n_threads=2).network.backend.n_threads == 2
+    assert bitnet.load(SOURCE, n_threads=np.int64(2)).network.backend.n_threads == 2
     monkeypatch.setenv("BITNET_NUM_THREADS", "")
     assert bitnet.load(SOURCE).network.backend.n_threads == api.default_threads()
 

@@ -52,7 +52,7 @@ def test_the_size_of_a_batch(monkeypatch):
     assert batch_size() == 8
     monkeypatch.setenv(BATCH, " 3 ")
     assert (batch_size(), batch_size(5)) == (3, 5)
-    for bad in ("0", "many", "-1", "1025", "²", "1.0"):
+    for bad in ("0", "many", "-1", "1025", "²", "1.0", 5000 * "9"):
         monkeypatch.setenv(BATCH, bad)
         with pytest.raises(UsageError, match="BITNET_BATCH_SIZE"):
             batch_size()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitnet.errors import UsageError
+from bitnet.limits import MOST_THREADS
 
 
 class Format(StrEnum):
@@ -54,7 +55,10 @@ TokenizerOption = Annotated[
     typer.Option("--tokenizer", help="tokenizer.json, tokenizer.model or GGUF. Default: BITNET_TOKENIZER, else found."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Default: BITNET_NUM_THREADS, else the physical cores. Results do not change.")
+    int | None,
+    typer.Option(
+        min=1, max=MOST_THREADS, help="Default: BITNET_NUM_THREADS, else the physical cores. Results do not change."
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu (compiled kernels) or plain (numpy). Default: BITNET_DEVICE.")]
 PackedCache = Annotated[
