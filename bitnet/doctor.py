@@ -133,11 +133,13 @@ def _kernels() -> _Found:
 
 
 def _kernel_cache() -> _Found:
-    from bitnet.kernels.compile import cache_folder
+    from bitnet.kernels.compile import cache_fault, cache_folder
 
-    folder = cache_folder()
+    folder, fault, remedy = cache_folder(), cache_fault(), "set NUMBA_CACHE_DIR to a folder"
     if folder is None:
-        return "warn", "can be written nowhere: kernels are compiled at every start", "set NUMBA_CACHE_DIR to a folder"
+        return "warn", "can be written nowhere: kernels are compiled at every start", remedy
+    if fault is not None:
+        return "warn", f"{folder}: {fault.strerror}: kernels are compiled at every start", remedy
     with tempfile.TemporaryFile(dir=folder):
         return "pass", str(folder), None
 

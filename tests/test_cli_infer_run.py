@@ -102,3 +102,21 @@ def test_where_nothing_can_be_written_one_note_says_so_and_it_works(tmp_path):
     assert done.stderr.count("no cache folder can be written") == 1
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--format", "json"]])
+def test_where_kernels_cannot_be_kept_one_note_says_so_and_it_works(more, tmp_path):
+    command = [sys.executable, "-m", "bitnet", "infer", "run", "-m", TINY, "-p", "One day", "-n", "2", *more]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh", *command],
+        env={k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"XDG_CACHE_HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "One day" in done.stdout or more
+    told = done.stdout if more else done.stderr
+    assert told.count("cannot keep kernels (File too large), so kernels are compiled at every start") == 1

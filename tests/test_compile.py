@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "_faults", [])
     compiling.cache_folder.cache_clear()
     yield tmp_path / "cache"
     compiling.cache_folder.cache_clear()
@@ -60,10 +63,8 @@ def test_a_folder_that_cannot_be_made_or_written_is_done_without(fresh, monkeypa
     assert compiling.cache_folder() is None
 
 
-@pytest.mark.parametrize("writable", [True, False])
-def test_a_kernel_compiles_either_way(fresh, writable):
-    if not writable:
-        fresh.write_text("")
+def doubled():
+    """What a kernel that is decorated now makes of three numbers, and what it found in the cache."""
 
     @compiling.kernel
     def double(x, out):
@@ -72,8 +73,40 @@ def test_a_kernel_compiles_either_way(fresh, writable):
 
     out = np.empty(3)
     double(np.arange(3.0), out)
-    assert out.tolist() == [0, 2, 4]
+    return out.tolist(), sum(double.stats.cache_hits.values())
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_kernel_compiles_either_way(fresh, writable):
+    if not writable:
+        fresh.write_text("")
+    assert doubled() == ([0, 2, 4], 0)
     assert bool(list(fresh.rglob("*.nbi"))) is writable
+    assert doubled() == ([0, 2, 4], 1 if writable else 0)
+    assert compiling.cache_fault() is None
+
+
+def test_a_kernel_that_cannot_be_kept_runs(fresh):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # room for an index, but not for a kernel
+    try:
+        assert doubled() == ([0, 2, 4], 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert compiling.cache_fault().errno == errno.EFBIG
+    assert not [path for path in fresh.rglob("*") if path.is_file()]
+    assert doubled() == ([0, 2, 4], 0)
+    assert doubled() == ([0, 2, 4], 1)
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_kernel_whose_file_is_damaged_is_compiled_again(fresh, kind, size):
+    doubled()
+    (damaged,) = fresh.rglob(f"*.{kind}")
+    os.truncate(damaged, size)  # as a power cut leaves it
+    assert doubled() == ([0, 2, 4], 0)
+    assert doubled() == ([0, 2, 4], 1)
 
 
 def test_the_cache_of_other_packages_stays_where_it_is(fresh):

@@ -101,13 +101,14 @@ def batch(
         run = Run(loaded, config, prompts, n_batch=batch_size(n_batch), stop_on_error=stop_on_error)
         lines = read_lines(source)
         resumed, errors, write = _prepare(stack, answers, lines, run.identity, overwrite=overwrite, quiet=quiet)
-        loading.tell(loaded, chat=False, quiet=quiet)
+        told = loading.tell(loaded, chat=False, quiet=quiet)
         bar = stack.enter_context(out.progress(quiet=quiet, rate="line"))
         task = bar.add_task("answers", total=total, completed=resumed)
         started = time.perf_counter()
         for record in run.answers(lines):
             write(record)
             bar.advance(task)
+        loading.tell(loaded, chat=False, quiet=quiet, told=told)
     values = {
         "prompts": total,
         "resumed": resumed,

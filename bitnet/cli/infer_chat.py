@@ -73,7 +73,7 @@ def chat(
     loaded = loading.load(
         model, device=device, threads=threads, tokenizer=tokenizer, packed_cache=packed_cache, quiet=quiet
     )
-    loading.tell(loaded, chat=True, quiet=quiet)
+    told = loading.tell(loaded, chat=True, quiet=quiet)
     talk = Conversation(loaded, config, system=system)
     talk.messages += before
     _ = loaded.chat_template  # a model without one is refused before anything is typed
@@ -92,6 +92,7 @@ def chat(
                 break
     if terminal:
         print(file=sys.stderr)
+    loading.tell(loaded, chat=True, quiet=quiet, told=told)
 
 
 def _message(*, terminal: bool) -> str:

@@ -74,11 +74,11 @@ def run(
     if output is Format.json:
         result = loaded.generate(asked, config)
         about = {"model": str(loaded.gguf.path), "settings": config.to_dict()}
-        told = {"notices": loading.notices(loaded, chat=chat)}
-        print(out.document("infer-run-1", about | result.to_dict() | told))
+        notices = {"notices": loading.notices(loaded, chat=chat)}
+        print(out.document("infer-run-1", about | result.to_dict() | notices))
         return
     decoder = loaded.decoder(asked, config)
-    loading.tell(loaded, chat=chat, quiet=quiet)
+    told = loading.tell(loaded, chat=chat, quiet=quiet)
     if not quiet and not chat:
         sys.stdout.write(text)
     for piece in decoder:
@@ -86,6 +86,7 @@ def run(
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
+    loading.tell(loaded, chat=chat, quiet=quiet, told=told)
     assert decoder.result is not None
     if not quiet:
         print(loading.summary(decoder.result), file=sys.stderr)

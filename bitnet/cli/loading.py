@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bitnet.generation_config import GenerationConfig
 
 _COMPILED_ANEW = (
-    "no cache folder can be written, so kernels are compiled at every start, which takes seconds; "
+    "so kernels are compiled at every start, which takes seconds; "
     "XDG_CACHE_HOME or NUMBA_CACHE_DIR can name one that can"
 )
 #: Seconds of packing before there is a bar.
@@ -81,21 +81,28 @@ class _Packing:
 
 def notices(model: BitNetModel, *, chat: bool) -> tuple[str, ...]:
     """What the user should know about the model, its tokenizer and its chat template, and about this machine."""
-    from bitnet.kernels.compile import cache_folder
+    from bitnet.kernels.compile import cache_fault, cache_folder
 
     found = model.discovery
     told = (*model.notices, *found.notices, found.summary)
-    if model.network.backend.device == "cpu" and cache_folder() is None:
-        told = (*told, _COMPILED_ANEW)
+    if model.network.backend.device == "cpu":
+        folder, fault = cache_folder(), cache_fault()
+        if folder is None:
+            told = (*told, f"no cache folder can be written, {_COMPILED_ANEW}")
+        elif fault is not None:
+            told = (*told, f"the cache folder {folder} cannot keep kernels ({fault.strerror}), {_COMPILED_ANEW}")
     if chat and model.chat_template.source != "declared":
         told = (*told, f"the chat template is {model.chat_template.source}")
     return told
 
 
-def tell(model: BitNetModel, *, chat: bool, quiet: bool) -> None:
-    """Say it."""
-    for text in () if quiet else notices(model, chat=chat):
-        note(text)
+def tell(model: BitNetModel, *, chat: bool, quiet: bool, told: Collection[str] = ()) -> tuple[str, ...]:
+    """Say what of it was not told before; all of it. Some is known only once the model has run."""
+    every = notices(model, chat=chat)
+    for text in every:
+        if not quiet and text not in told:
+            note(text)
+    return every
 
 
 def configure(preset: Preset | None, **settings: Any) -> GenerationConfig:

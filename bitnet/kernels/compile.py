@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,43 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+#: Of each kernel that could not be kept in the folder.
+_faults: list[OSError] = []
+
+
+def cache_fault() -> OSError | None:
+    """Why kernels could not be kept in the folder although it can be written to: a disk that is full, or a limit."""
+    return _faults[0] if _faults else None
+
+
+def _forgiving(kept: Any) -> None:
+    """Let a cache of numba fail without harm: what cannot be read is compiled again, and what cannot be kept is not.
+
+    numba writes the index first, so one whose data could not be written may name those of another version.
+    """
+    load, save = kept.load_overload, kept.save_overload
+
+    def forget() -> None:
+        with suppress(OSError):
+            Path(kept._cache_file._index_path).unlink()
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except Exception:  # whatever unpickling makes of a damaged file
+            forget()
+            return None
+
+    def save_overload(signature: Any, compiled: Any) -> None:
+        try:
+            save(signature, compiled)
+        except OSError as error:
+            forget()
+            _faults.append(error)
+
+    kept.load_overload, kept.save_overload = load_overload, save_overload
+
+
 def kernel(function: Callable[..., None]) -> Any:
     """Compile a kernel on first use."""
     import numba
@@ -46,9 +84,12 @@ def kernel(function: Callable[..., None]) -> Any:
     if folder is not None:
         settings.CACHE_DIR = str(folder)
     try:
-        return numba.njit(nogil=True, cache=folder is not None, pipeline_class=KernelCompiler, **_SETTINGS)(function)
+        made = numba.njit(nogil=True, cache=folder is not None, pipeline_class=KernelCompiler, **_SETTINGS)(function)
     finally:
         settings.CACHE_DIR = others  # numba reads it while it decorates; other packages' functions have their own
+    if folder is not None:
+        _forgiving(made._cache)
+    return made
 
 
 def device(function: Callable[..., Any]) -> Any:
