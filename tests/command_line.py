@@ -34,10 +34,10 @@ class Done:
 
 
 def run(*arguments, stdin=""):
-    """Run a command; `stdin` is what is piped into it."""
+    """Run a command; `stdin` is what is piped into it, bytes that are no text as lone surrogates."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     before = sys.stdin
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape")), encoding="utf-8")
     try:
         with redirect_stdout(out), redirect_stderr(err):
             code = main([str(a) for a in arguments])

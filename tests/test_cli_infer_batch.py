@@ -146,6 +146,15 @@ def test_values_that_cannot_be_written_or_computed_with_stop_nothing(tmp_path):
     assert [a["error"] is None for a in found] == [True, False, False, False, True]
 
 
+def test_answers_in_a_pipe_are_utf8_whatever_the_terminal_s_encoding(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "One", "id": "é €", "max_new_tokens": 1}\n')
+    batch(path)
+    command = [sys.executable, "-m", "bitnet", "infer", "batch", str(path), "-o", "-", "-m", TINY, "-n", "12"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, stdout=subprocess.PIPE)
+    assert done.stdout == path.with_name("out.jsonl").read_bytes()
+
+
 def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"prompt": "duck " * 2000}) + "\n" + json.dumps({"prompt": "The duck"}) + "\n")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from bitnet.cli import infer, model, system
+from bitnet.cli import infer, model, streams, system
 from bitnet.cli.groups import Group, examples, group
 
 #: Entry points of other packages that are commands here: this package imports none of them.
@@ -34,7 +33,7 @@ class Root(Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.give_up(sys.stdout)
             return 0
         return result
 

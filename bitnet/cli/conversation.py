@@ -185,7 +185,8 @@ class Conversation:
     def save(self, argument: str) -> None:
         """Write the turns to a file."""
         path = _path(argument)
-        path.write_text(document(_SCHEMA, {"messages": self.messages}) + "\n", encoding="utf-8")
+        text = document(_SCHEMA, {"messages": self.messages}) + "\n"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: its escape in JSON
         _say(f"{len(self.messages)} turns are in {path}")
 
     def load(self, argument: str) -> None:

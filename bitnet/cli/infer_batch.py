@@ -159,8 +159,8 @@ def _prepare(
     if answers == "-":
 
         def write(record: dict[str, Any]) -> None:
-            sys.stdout.write(encode(record).decode())
-            sys.stdout.flush()
+            sys.stdout.buffer.write(encode(record))  # the bytes that a file would have, whatever the terminal's are
+            sys.stdout.buffer.flush()
 
         return 0, 0, write
     journal = stack.enter_context(Journal(Path(answers), overwrite=overwrite))

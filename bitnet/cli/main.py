@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import typer
 
+from bitnet.cli import streams
 from bitnet.cli.app import app
 from bitnet.cli.output import error_document
 from bitnet.errors import BitNetError, ResourceLimitError, UsageError
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(_YOUNG)
+    streams.prepare()
     try:
         code = app(args=given, prog_name="bitnet", standalone_mode=False)
     except Exception as error:
