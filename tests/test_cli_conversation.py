@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import signal
+import sys
 
 import pytest
 from command_line import TINY, schema
@@ -88,6 +91,22 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(text, talk, capsys):
     assert said.out == ""
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.ENOSPC, "No space left")])
+def test_an_answer_that_nobody_takes_ends_the_conversation(error, talk, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _text):
+            raise error
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(OSError, match=error.strerror):
+        talk.handle(QUESTION)
+
+
+def test_a_file_that_takes_nothing_is_named_and_the_conversation_goes_on(talk, capsys):
+    talk.handle("/save /dev/full")
+    assert "/dev/full: No space left on device" in capsys.readouterr().err
+
+
 def test_help_and_stats(talk, capsys):
     talk.handle("/help")
     talk.handle(QUESTION)
@@ -111,7 +130,7 @@ def test_quit_and_slashes(talk):
 
 def test_saved_and_loaded(talk, tmp_path, model):
     path = tmp_path / "talk.json"
-    talk.handle("/system Be brief.")
+    talk.handle("/system Be brief, \udcff.")  # a byte that is no text
     talk.handle(QUESTION)
     talk.handle(f"/save {path}")
     schema("infer-chat-1").validate(json.loads(path.read_text()))

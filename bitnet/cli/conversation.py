@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -107,8 +108,6 @@ class Conversation:
                 self.ask(text)
         except BitNetError as error:
             _say(str(error))
-        except OSError as error:
-            _say(f"{error.filename}: {error.strerror}")
 
     def ask(self, text: str) -> None:
         """Stream the answer to a message; both become turns."""
@@ -186,12 +185,15 @@ class Conversation:
         """Write the turns to a file."""
         path = _path(argument)
         text = document(_SCHEMA, {"messages": self.messages}) + "\n"
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: its escape in JSON
+        with _usable(path):
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: its escape in JSON
         _say(f"{len(self.messages)} turns are in {path}")
 
     def load(self, argument: str) -> None:
         """Take the turns from a file."""
-        self.messages = read_messages(_path(argument))
+        path = _path(argument)
+        with _usable(path):
+            self.messages = read_messages(path)
         self.last = None
         _say(f"going on after {len(self.messages)} turns")
 
@@ -228,6 +230,15 @@ _COMMANDS: Mapping[str, Callable[[Conversation, str], None]] = {
 def _say(text: str) -> None:
     """To the user, beside the conversation."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Where a file fails, not the terminal, the conversation goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(error.strerror or str(error), where=path, remedy="/save FILE, /load FILE") from None
 
 
 def _path(argument: str) -> Path:

@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TextIO
 
 import typer
 
@@ -103,13 +104,20 @@ def _unforeseen(error: Exception) -> BitNetError:
 
 
 def _fail(error: BitNetError, code: int, given: Sequence[str]) -> int:
-    if wants_json(given):
-        print(error_document(error, code), flush=True)
-    elif code == INTERRUPTED:
-        print(file=sys.stderr)
-    else:
-        print(f"bitnet: {error}", file=sys.stderr)
+    if wants_json(given) and _told(error_document(error, code), sys.stdout):
+        return code
+    _told("" if code == INTERRUPTED else f"bitnet: {error}", sys.stderr)
     return code
+
+
+def _told(text: str, stream: TextIO) -> bool:
+    """Print it, if the stream takes it: one that is full may be what went wrong."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        streams.give_up(stream)
+        return False
+    return True
 
 
 def wants_json(arguments: Sequence[str]) -> bool:
