@@ -23,10 +23,13 @@ codecs.register_error(_ESCAPE, _escape)
 
 
 def prepare() -> None:
-    """Let no stream fail on a character.
+    """Open the streams that are closed, as they may be below a daemon, and let none fail on a character.
 
     Bytes that are no text become lone surrogates, as they do in arguments.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123  # for good
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, _ESCAPE)):
         if isinstance(stream, io.TextIOWrapper):
             with suppress(io.UnsupportedOperation):  # a caller in this process has read from it; it stays as it is
