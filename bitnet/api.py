@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 import psutil
 
 from bitnet.architecture import read_config
-from bitnet.arguments import instance_of, path_of
+from bitnet.arguments import instance_of, path_of, whole_number
 from bitnet.bitnet_model import BitNetModel
 from bitnet.compiled import AheadOfTime
 from bitnet.config import ModelConfig, Numerics
@@ -39,12 +38,6 @@ def default_threads() -> int:
         return parse_number(asked, most=MOST_THREADS, where="BITNET_NUM_THREADS", of="threads")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-
-
-def _is_count(n_threads: object) -> bool:
-    if isinstance(n_threads, bool) or not isinstance(n_threads, Integral):
-        return False
-    return 1 <= int(n_threads) <= MOST_THREADS
 
 
 def default_numerics(gguf: GGUF, weights: Weights) -> Numerics:
@@ -127,15 +120,16 @@ def load(
     variant = choose(isa) if device == "cpu" else PLAIN
     if numerics is not None and numerics.activation == "q8_k":
         variant = for_blocks(variant)
-    if n_threads is not None and not _is_count(n_threads):
-        raise UsageError(f"n_threads is {n_threads!r}", remedy=f"a whole number, 1 to {MOST_THREADS}")
+    if n_threads is None:
+        n_threads = default_threads()
+    n_threads = whole_number(n_threads, "n_threads", f"a whole number, 1 to {MOST_THREADS}", most=MOST_THREADS)
     gguf = open_model(path)
     config, notices = read_config(gguf)
     check_room(gguf.n_bytes)
     place = packed_entry(gguf, variant.layout) if packed_cache else None
     weights, kept = _read(gguf, config, place, device)
     chosen = numerics or default_numerics(gguf, weights)
-    backend = Backend(device, default_threads() if n_threads is None else int(n_threads), variant)
+    backend = Backend(device, n_threads, variant)
     ahead = AheadOfTime(weights, backend, chosen) if compile_ahead else None
 
     def packing(done: int, total: int) -> None:

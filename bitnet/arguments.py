@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import reprlib
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -44,11 +45,10 @@ def path_of(value: str | PathLike[str], name: str) -> str | PathLike[str]:
     return value
 
 
-def whole_number(value: object, name: str, wanted: str) -> int:
-    """Python's or numpy's whole number as Python's. Raises `UsageError` for anything else."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        pass
+def whole_number(value: object, name: str, wanted: str, *, least: int = 1, most: int | None = None) -> int:
+    """Python's or numpy's whole number of a range, as Python's. Raises `UsageError` for anything else."""
+    with suppress(TypeError):
+        number = least - 1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # if it is
+        if least <= number and (most is None or number <= most):
+            return number
     raise UsageError(f"{name} is {value!r}", remedy=wanted)

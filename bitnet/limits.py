@@ -48,11 +48,7 @@ def batch_size(asked: int | None = None) -> int:
     """Sequences decoded together: as asked for, else BITNET_BATCH_SIZE, else 8. Raises `UsageError` for nonsense."""
     text = os.environ.get(BATCH, "").strip()
     if asked is not None:
-        wanted = f"a whole number, 1 to {_MOST_TOGETHER}"
-        asked = whole_number(asked, "n_batch", wanted)
-        if not 1 <= asked <= _MOST_TOGETHER:
-            raise UsageError(f"n_batch is {asked}", remedy=wanted)
-        return asked
+        return whole_number(asked, "n_batch", f"a whole number, 1 to {_MOST_TOGETHER}", most=_MOST_TOGETHER)
     if not text:
         return _TOGETHER
     return parse_number(text, most=_MOST_TOGETHER, where=BATCH, of="sequences")

@@ -178,9 +178,7 @@ def pool_pages(network: Network, cache_bytes: int | None = None) -> int:
     one = page_bytes(network.config, network.numerics)
     if cache_bytes is not None:
         wanted = f"a number of bytes, at least {one}, which holds {PAGE} tokens of this model"
-        cache_bytes = whole_number(cache_bytes, "cache_bytes", wanted)
-        if cache_bytes < one:
-            raise UsageError(f"cache_bytes is {cache_bytes}", remedy=wanted)
+        cache_bytes = whole_number(cache_bytes, "cache_bytes", wanted, least=one)
     asked = cache_bytes or min(
         CONTEXTS * pages_for(network.config.n_ctx) * one, max(one, psutil.virtual_memory().available // 2)
     )

@@ -37,10 +37,10 @@ def test_whole_numbers(value):
     assert type(whole_number(value, "n", "1 or more")) is int
 
 
-@pytest.mark.parametrize("value", [1.0, "3", True, None, [3]])
+@pytest.mark.parametrize("value", [1.0, "3", True, None, [3], 0, -1, 10, 10**400, np.int64(10)])
 def test_no_whole_numbers(value):
     with pytest.raises(UsageError, match=r"n is .*\n  hint: 1 or more"):
-        whole_number(value, "n", "1 or more")
+        whole_number(value, "n", "1 or more", most=9)
 
 
 def test_types_and_paths():
