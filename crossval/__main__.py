@@ -12,7 +12,7 @@ from rich.console import Console
 from bitnet.cli.groups import examples
 from bitnet.errors import BitNetError
 from crossval import commands
-from receipts.errors import ReceiptError
+from receipts.errors import ReceiptError, refused
 from receipts.replay import CASES, draw_nonce
 from reference.runner import ReferenceUnavailableError
 
@@ -88,6 +88,8 @@ def main() -> None:
     except (BitNetError, ReceiptError, ReferenceUnavailableError) as error:
         print(f"crossval: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.exit(refused("crossval", error))
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             print(INTERRUPTED, file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from receipts.cli import app
-from receipts.errors import ReceiptError
+from receipts.errors import ReceiptError, refused
 
 
 def main() -> None:
@@ -15,6 +15,8 @@ def main() -> None:
     except ReceiptError as error:
         print(f"receipts: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.exit(refused("receipts", error))
     except KeyboardInterrupt:
         sys.exit(130)
 

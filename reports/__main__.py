@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import receipts
+from receipts.errors import refused
 from reports.errors import ReportError
 
 app = typer.Typer(
@@ -100,6 +101,8 @@ def main() -> None:
     except (receipts.ReceiptError, ReportError) as error:
         print(f"reports: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        sys.exit(refused("reports", error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -87,3 +87,19 @@ def test_a_bar_is_for_screens(terminal, quiet, term, shown, monkeypatch):
         task = bar.add_task("going", total=3, name="one")
         bar.advance(task)
     assert bool(stream.getvalue()) == shown
+
+
+@given(st.text())
+def test_nothing_out_of_a_file_commands_a_terminal(text):
+    shown = output.visible(text)
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
+    assert output.visible(shown) == shown
+    assert json.loads(f'"{shown}"' if '"' not in text and "\\" not in text and "\n" not in text else '""') in (text, "")
+
+
+def test_names_of_models_are_shown_with_their_controls_written_out(capsys):
+    output.facts({"name": "evil\x1b[2J\u202e"})
+    output.note("\x1b]0;title\x07")
+    shown = capsys.readouterr()
+    assert shown.out == "name  evil\\u001b[2J\\u202e\n"
+    assert shown.err == "note: \\u001b]0;title\\u0007\n"

@@ -39,9 +39,14 @@ def error_document(error: BitNetError, code: int) -> str:
     return document("error-1", error_fields(error, code), indent=None)
 
 
+def visible(text: str) -> str:
+    """A text out of a file, its controls and direction marks as JSON escapes them: none moves the cursor or hides."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def note(text: str) -> None:
     """A line beside the result."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {visible(text)}", file=sys.stderr)
 
 
 def facts(rows: Mapping[str, str] | Iterable[tuple[str, str]]) -> None:
@@ -76,7 +81,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
             no_wrap=i == 0 and not columns,
         )
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(visible(cell)) for cell in row))
     console.print(shown)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in made.getvalue().splitlines()))
 
