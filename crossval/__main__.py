@@ -12,7 +12,8 @@ from rich.console import Console
 from bitnet.cli.groups import examples
 from bitnet.errors import BitNetError
 from crossval import commands
-from receipts.errors import ReceiptError, refused
+from receipts import program
+from receipts.errors import ReceiptError
 from receipts.replay import CASES, draw_nonce
 from reference.runner import ReferenceUnavailableError
 
@@ -84,12 +85,10 @@ def replay(
 def main() -> None:
     """The command line; a user's mistake is one message, never a traceback."""
     try:
-        app(prog_name="python -m crossval")
+        program.run("crossval", lambda: app(prog_name="python -m crossval"))
     except (BitNetError, ReceiptError, ReferenceUnavailableError) as error:
         print(f"crossval: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        sys.exit(refused("crossval", error))
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             print(INTERRUPTED, file=sys.stderr)

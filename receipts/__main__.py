@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 
+from receipts import program
 from receipts.cli import app
-from receipts.errors import ReceiptError, refused
+from receipts.errors import ReceiptError
 
 
 def main() -> None:
     """The command line; a user's mistake is one sentence on standard error, never a traceback."""
     try:
-        app(prog_name="python -m receipts")
+        program.run("receipts", lambda: app(prog_name="python -m receipts"))
     except ReceiptError as error:
         print(f"receipts: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        sys.exit(refused("receipts", error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import sys
-
 from receipts.visible import visible
 
 
@@ -60,14 +56,3 @@ class UnavailableError(ReceiptError):
 
 class ReceiptLimitError(ReceiptError):
     """A receipt is larger, deeper or longer than any honest one; nothing of it was kept."""
-
-
-def refused(program: str, error: OSError) -> int:
-    """Tell what the system refused a command, and return its exit code: 6 for a disk that is full, else 2."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    said = "the disk is full" if full else error.strerror or str(error)
-    where = "" if error.filename is None else f"{error.filename}: "
-    sys.stderr.write(f"{program}: {visible(where + said)}\n")
-    if sys.stdout is not None:  # what it still holds would fail again at the end of the process
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 6 if full else 2

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import receipts
-from receipts.errors import refused
+from receipts import program
 from reports.errors import ReportError
 
 app = typer.Typer(
@@ -97,12 +97,10 @@ def roofline_command(
 def main() -> None:
     """The command line; a user's mistake is one sentence on standard error, never a traceback."""
     try:
-        app(prog_name="python -m reports")
+        program.run("reports", lambda: app(prog_name="python -m reports"))
     except (receipts.ReceiptError, ReportError) as error:
         print(f"reports: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        sys.exit(refused("reports", error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -48,6 +48,7 @@ def redirected(redirection, *arguments):
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "bitnet", *arguments],
         cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},  # what is not taken is then met again at the end of the process
         capture_output=True,
         text=True,
         timeout=120,

@@ -107,6 +107,10 @@ def _fail(error: BitNetError, code: int, given: Sequence[str]) -> int:
     if wants_json(given) and _told(error_document(error, code), sys.stdout):
         return code
     _told("" if code == INTERRUPTED else f"bitnet: {error}", sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # which the end of the process would meet again, and leave with a code of its own
+        streams.give_up(sys.stdout)
     return code
 
 
