@@ -144,7 +144,6 @@ class LanePlan:
         required: Whether the gate needs this lane.
         required_rungs: The rungs it needs.
         deviation: Declared fault of the reference.
-        recorded: Whether the reference replays.
         as_default: The engine computes in the model's own numerics and the reference follows (the oracle).
         impossible: Why it cannot run, known beforehand.
         witnesses: Who else votes where the sides disagree.
