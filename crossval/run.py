@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from bitnet.api import load
 from bitnet.config import Numerics
@@ -26,7 +25,7 @@ from crossval.plan import LanePlan, Subject, lanes, shipped_subjects, user_subje
 from crossval.verdict import deviation
 from crossval.write import usable, write
 from receipts import record as r
-from receipts.lanes import climb, lane_outcome
+from receipts.lanes import blamed, climb, lane_outcome
 from reference.recorded import Recorded
 from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Runner
 
@@ -267,10 +266,7 @@ class Run:
         self._enter(plan, lane, model)
         failed = any(rung.outcome == "fail" for rung in rungs)
         located = lane.located if failed else None
-        odd = next((vote.odd for vote in lane.votes if vote.odd), None) if failed else None
-        blame: Literal["engine", "reference"] | None = (
-            "reference" if odd == plan.reference else "engine" if odd == "bitnet" else None
-        )
+        blame = blamed(rungs, lane.votes, plan.reference)
         cause = cause_of(lane, rungs, located, blame, self.say) if self.options.explain and failed else None
         noise = lane.noise
         return r.Lane(

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from receipts.errors import ReceiptError, SettingError
 from receipts.interval import median_interval
+from receipts.lanes import ENGINE
 from receipts.policy import BaselineRules
 from receipts.read import read
 from receipts.record import Receipt
-from receipts.summary import ENGINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

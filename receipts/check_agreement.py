@@ -6,9 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from receipts.lanes import RUNGS
+from receipts.lanes import ENGINE, RUNGS
 from receipts.rule import Finding, View, key, rule
-from receipts.summary import ENGINE
 
 #: Counts and values that sentences quote; two digits are given, so that 6 % is their rounding.
 _NUMBER = r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)"

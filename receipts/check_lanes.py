@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from receipts.lanes import RUNGS, Lane, Rung, climb, lane_outcome
+from receipts.lanes import RUNGS, Lane, Rung, blamed, climb, lane_outcome
 from receipts.rule import Finding, View, key, rule
-from receipts.summary import ENGINE
 
 #: Rungs that the engine has to compute something for.
 _COMPUTED = ("operations", "logits", "decode", "greedy", "quality")
@@ -142,9 +141,8 @@ def lanes_blame(view: View) -> Iterator[Finding]:
         if lane.blame is not None and not _failed(lane):
             yield f"{path}.blame", f"the {lane.blame} is blamed, but no rung failed"
             continue
-        odd = next((vote.odd for vote in lane.votes if vote.odd), None) if _failed(lane) else None
-        due = "reference" if odd == lane.reference else "engine" if odd == ENGINE else None
-        if lane.blame != due:
+        if lane.blame != blamed(lane.rungs, lane.votes, lane.reference):
+            odd = next((vote.odd for vote in lane.votes if vote.odd), None)
             votes = f"the votes name {odd!r:.60}" if odd else "no vote has an odd one"
             yield f"{path}.blame", f"{f'the {lane.blame}' if lane.blame else 'nobody'} is blamed, but {votes}"
 

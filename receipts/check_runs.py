@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from receipts.codec import Anything, ids_digest
+from receipts.lanes import ENGINE
 from receipts.record import SCHEMA_ID
 from receipts.rule import Finding, View, key, rule
 from receipts.subject import HyperParameters
-from receipts.summary import ENGINE, same_bits, summary
+from receipts.summary import same_bits, summary
 
 #: Rates are recomputed in double precision from the same numbers; only the order of operations may differ.
 RATE_TOLERANCE = 1e-9

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from receipts.evidence import Performance
 from receipts.interval import median_interval, rates
+from receipts.lanes import ENGINE
 from receipts.rule import Finding, View, rule
-from receipts.summary import ENGINE
 
 #: Rates are recomputed in double precision from the same numbers; only the order of operations may differ.
 RATE_TOLERANCE = 1e-9

@@ -9,9 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from receipts.interval import median_interval, rates
-from receipts.lanes import Lane
+from receipts.lanes import ENGINE, Lane
 from receipts.record import Receipt
-from receipts.summary import ENGINE
 from receipts.verify import Report
 
 

@@ -1,7 +1,7 @@
 """What a comparison found: one lane is an engine against a reference on a model, climbing eight rungs.
 
-`climb` and `lane_outcome` are the only definitions of how far a lane came and how it ended. The comparison
-calls them when it writes, and the verifier calls them again when it doubts.
+`climb`, `lane_outcome` and `blamed` are the only definitions of how far a lane came, how it ended and whose fault
+that is. The comparison calls them when it writes, and the verifier calls them again when it doubts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ RungName = Literal["identity", "tokens", "weights", "operations", "logits", "dec
 Outcome = Literal["pass", "fail", "error", "unsupported", "inconclusive"]
 Side = Literal["engine", "reference"]
 
+#: The engine's name where a reference's key could stand.
+ENGINE = "bitnet"
 #: The ladder, in order; each rung gates the next.
 RUNGS: tuple[RungName, ...] = get_args(RungName)
 #: Every way a check can end. Only the first counts as a pass.
@@ -254,6 +256,13 @@ def climb(rungs: Sequence[Rung], required_rungs: Collection[str] = ()) -> RungNa
         elif rung.outcome != "unsupported" or rung.name in required_rungs:
             break
     return top
+
+
+def blamed(rungs: Sequence[Rung], votes: Sequence[Vote], reference: str) -> Side | None:
+    """Whom the first vote with an odd one names; nobody where no rung failed, or another witness is odd."""
+    failed = any(rung.outcome == "fail" for rung in rungs)
+    odd = next((vote.odd for vote in votes if vote.odd), None) if failed else None
+    return "reference" if odd == reference else "engine" if odd == ENGINE else None
 
 
 def lane_outcome(rungs: Sequence[Rung], required_rungs: Collection[str] = ()) -> Outcome:

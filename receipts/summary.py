@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from receipts.evidence import Accuracy, Case, Determinism, Ledger, Performance, Reference
-from receipts.lanes import Lane, gate_reason
+from receipts.lanes import ENGINE, Lane, gate_reason
 from receipts.record import (
     SCHEMA_VERSION,
     Claims,
@@ -28,8 +28,6 @@ from receipts.subject import Environment, Identity, Model, TokenizerRecord
 _GPU = re.compile(r"(?<![a-z])(cuda|gpu|cupy|hip|rocm|metal|vulkan|sycl|opencl|ptx|sm_?\d)", re.IGNORECASE)
 #: Words that mark a kernel that computes nothing.
 _EMPTY = re.compile(r"mock|placeholder|dummy|stub|fake|simulat|no_?op(?![a-z])", re.IGNORECASE)
-#: The engine's name where a reference's key could stand.
-ENGINE = "bitnet"
 
 
 def assemble(

@@ -8,9 +8,8 @@ from statistics import median
 
 from receipts.evidence import Performance
 from receipts.gate import gate
-from receipts.lanes import OUTCOMES, RUNGS, Lane, gate_reason
+from receipts.lanes import ENGINE, OUTCOMES, RUNGS, Lane, gate_reason
 from receipts.record import Receipt
-from receipts.summary import ENGINE
 from receipts.visible import visible
 from reports import sentences
 from reports.frames import frames, worst
