@@ -123,7 +123,8 @@ class CompiledLayers:
         )
         state, counters = barrier.new_barrier(n_threads), barrier.new_counters(self._addresses.size)
         self.backend.together(
-            lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments)
+            lambda thread, n: graph.layers(self.backend.variant, thread, n, state, counters, *arguments),
+            lambda: barrier.give_up(state),
         )
 
     def _product_shapes(self, n_token: int, rows: int) -> tuple[tuple[int, int], int]:

@@ -7,9 +7,8 @@ turns the pair into a kernel, and every call of it is entered in the ledger.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -23,6 +22,7 @@ from bitnet.kernels import instruction_set, kernels, row_tiles
 from bitnet.kernels.ledger import KernelUse, Ledger, Role
 from bitnet.kernels.row_tiles import Tiles
 from bitnet.kernels.variants import PLAIN, Variant, choose
+from bitnet.threads import Task, Threads
 
 Float32 = NDArray[np.float32]
 
@@ -200,8 +200,11 @@ class Backend:
     n_threads: int
     chosen: Variant | None = None
     ledger: Ledger = field(default_factory=Ledger)
-    _pool: ThreadPoolExecutor | None = None
     arena: row_tiles.Arena = field(default_factory=row_tiles.Arena)
+    _others: Threads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._others = Threads(max(1, self.n_threads - 1), "bitnet")
 
     @property
     def kernels(self) -> ModuleType:
@@ -255,23 +258,40 @@ class Backend:
         A thread that has not begun when the first has found nothing more to do is not waited for.
         """
         n = max(1, min(self.n_threads, work // _MIN_SHARE))
-        if n > 1 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
-        others = [self._pool.submit(run, i) for i in range(1, n)] if self._pool is not None else []
-        run(0)
-        for other in others:
-            if not other.cancel():
-                other.result()
+        others: list[Task] = []
+        try:
+            for i in range(1, n):
+                others.append(self._others.submit(partial(run, i)))  # noqa: PERF401  # also those before one that fails
+            run(0)
+        finally:
+            for other in others:
+                if not other.cancel():
+                    other.result()
 
-    def together(self, run: Callable[[int, int], None]) -> None:
-        """Call `run(thread, n_threads)` in all threads at once."""
-        if self._pool is None and self.n_threads > 1:
-            self._pool = ThreadPoolExecutor(self.n_threads - 1, thread_name_prefix="bitnet")
+    def together(self, run: Callable[[int, int], None], give_up: Callable[[], None]) -> None:
+        """Call `run(thread, n_threads)` in all threads at once.
+
+        Args:
+            run: Returns without a result once it is known that not all threads come.
+            give_up: Makes that known. One may be missing: an interrupt reaches this thread before its own share, or the
+                system starts no further one.
+
+        Raises:
+            ResourceLimitError: A thread cannot be started.
+        """
         n = self.n_threads
-        others = [self._pool.submit(run, i, n) for i in range(1, n)] if self._pool is not None else []
-        run(0, n)
-        for other in others:
-            other.result()
+        others: list[Task] = []
+        try:
+            for i in range(1, n):
+                others.append(self._others.submit(partial(run, i, n)))  # noqa: PERF401  # as above
+            run(0, n)
+            for other in others:
+                other.result()
+        except BaseException:
+            give_up()
+            for other in others:
+                other.wait()  # they write where the next pass does
+            raise
 
     def product(self, matrix: Matrix, a: Activations, how: str, role: Role) -> Float32:
         """Matrix × activations, [n_token, n_row] f32.

@@ -6,6 +6,7 @@ sees another, and what it says does not depend on who else is there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -50,8 +51,7 @@ class Runtime:
     _turns: Turns = field(default_factory=Turns)
     _lock: Lock = field(default_factory=Lock)
     _pool: KVPool | None = None
-    _workers: ThreadPoolExecutor | None = None
-    _steppers: ThreadPoolExecutor | None = None
+    _executors: dict[tuple[int, str], ThreadPoolExecutor] = field(default_factory=dict)
 
     @property
     def config(self) -> ModelConfig:
@@ -77,20 +77,21 @@ class Runtime:
     @property
     def workers(self) -> ThreadPoolExecutor:
         """Threads for whole calls of asynchronous callers."""
-        self.check_open()
-        with self._lock:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(CONTEXTS, thread_name_prefix="bitnet-call")
-            return self._workers
+        return self._executor("bitnet-call")
 
     @property
     def steppers(self) -> ThreadPoolExecutor:
         """Threads for single steps of them, which do not wait for whole calls."""
+        return self._executor("bitnet-step")
+
+    def _executor(self, name: str) -> ThreadPoolExecutor:
+        """Of this process: a child that was forked has none of its parent's threads."""
         self.check_open()
         with self._lock:
-            if self._steppers is None:
-                self._steppers = ThreadPoolExecutor(CONTEXTS, thread_name_prefix="bitnet-step")
-            return self._steppers
+            key = os.getpid(), name
+            if key not in self._executors:
+                self._executors[key] = ThreadPoolExecutor(CONTEXTS, thread_name_prefix=name)
+            return self._executors[key]
 
     def check_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids as plain numbers. Raises `UsageError` for none, or for one that is not a token of this model."""
@@ -158,10 +159,9 @@ class Runtime:
         """Give back the cache and the threads; calls in progress end with an error at their next token."""
         self.closed = True
         with self._turns, self._lock:
-            executors = self._workers, self._steppers
-            self._workers = self._steppers = self._pool = None
-        for executor in executors:
-            if executor is not None:
+            executors, self._executors, self._pool = self._executors, {}, None
+        for (process, _), executor in executors.items():
+            if process == os.getpid():
                 executor.shutdown(wait=False, cancel_futures=True)
 
 

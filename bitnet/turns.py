@@ -19,13 +19,19 @@ class Turns:
         self._waiting: deque[Lock] = deque()
 
     def __enter__(self) -> None:
-        with self._guard:
-            if not self._held:
-                self._held = True
-                return
-            ticket = Lock()
-            ticket.acquire()
-            self._waiting.append(ticket)
+        taken = False
+        try:
+            with self._guard:
+                if not self._held:
+                    self._held = taken = True
+                    return
+                ticket = Lock()
+                ticket.acquire()
+                self._waiting.append(ticket)
+        except BaseException:  # an interrupt that came with the turn: nobody would give it back
+            if taken:
+                self.__exit__()
+            raise
         try:
             ticket.acquire()  # until the one before hands its turn over
         except BaseException:  # an interrupt: the place in the queue must not stay behind

@@ -53,6 +53,40 @@ def test_without_it_they_do_not():
     assert run(rounds_without, 4, 20_000) > 0
 
 
+@kernel
+def begin(state, n_threads, came):
+    """Whether all came."""
+    if barrier.enter(state, n_threads):
+        barrier.take(came, 0, 1)
+
+
+def beginners(n_threads, n):
+    """State, count of those that passed, and n threads that were started."""
+    state, came = barrier.new_barrier(n_threads), barrier.new_counter()
+    begin(barrier.new_barrier(1), 1, barrier.new_counter())  # compiled before anybody waits
+    threads = [threading.Thread(target=begin, args=(state, n_threads, came), daemon=True) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    return state, came, threads
+
+
+def test_all_begin_or_none():
+    _, came, threads = beginners(3, 3)
+    for thread in threads:
+        thread.join(60)
+    assert came[0] == 3
+
+
+def test_who_waits_for_one_that_never_comes_is_let_go():
+    state, came, threads = beginners(4, 3)
+    assert any(thread.is_alive() for thread in threads)
+    barrier.give_up(state)
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert came[0] == 0
+
+
 def test_threads_without_a_core_of_their_own_yield_at_once():
     assert barrier.new_barrier(1)[17] == barrier.SPINS
     assert barrier.new_barrier(4096)[17] == 0

@@ -121,3 +121,23 @@ def test_an_interrupt_that_comes_with_the_turn_hands_it_on(monkeypatch):
     monkeypatch.setattr("bitnet.turns.Lock", real)
     with turns:
         pass
+
+
+def test_an_interrupt_while_a_free_turn_is_taken_gives_it_back():
+    turns = Turns()
+    guard = turns._guard
+
+    class Interrupted:
+        def __enter__(self):
+            guard.acquire()
+
+        def __exit__(self, *_):
+            guard.release()
+            turns._guard = guard
+            raise KeyboardInterrupt
+
+    turns._guard = Interrupted()
+    with pytest.raises(KeyboardInterrupt), turns:
+        pass
+    with turns:
+        pass

@@ -23,7 +23,12 @@ intrinsic: Any = extending.intrinsic  # its stub asks callers for the typing con
 #: Turns of about ten nanoseconds before a waiting thread offers its core to others.
 SPINS = 2000
 
-_ARRIVED, _GENERATION, _TURNS = 0, 16, 17  # int64 elements: arrivals 128 bytes from what waiting threads read
+_ARRIVED, _GENERATION, _TURNS, _GIVEN_UP = (
+    0,
+    16,
+    17,
+    18,
+)  # int64 elements: arrivals 128 bytes from what waiting threads read
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
 
 
@@ -33,6 +38,11 @@ def new_barrier(n_threads: int) -> NDArray[np.int64]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     state[_TURNS] = SPINS if n_threads <= usable else 0
     return state
+
+
+def give_up(state: NDArray[np.int64]) -> None:
+    """Let those who wait in `enter` go: not all will come."""
+    state[_GIVEN_UP] = 1
 
 
 #: The instruction that tells a core it is spinning, and its operands, by architecture; elsewhere there is none.
@@ -149,3 +159,25 @@ def wait(state, n_threads):
             _relax()
         else:
             _yield()
+
+
+@device
+def enter(state, n_threads):
+    """Wait for all threads to begin; whether they did, or the call was given up. Once a state, before any `wait`.
+
+    A thread that waits for one that never comes would spin for ever, and nobody could interrupt it.
+    """
+    if n_threads == 1 or _fetch_add(state, _ARRIVED, 1) == n_threads - 1:
+        _store(state, _ARRIVED, 0)
+        _store(state, _GENERATION, 1)
+        return True
+    turns = 0
+    while _load(state, _GENERATION) == 0:
+        if _load(state, _GIVEN_UP) != 0:
+            return False
+        turns += 1
+        if turns <= state[_TURNS]:
+            _relax()
+        else:
+            _yield()
+    return True

@@ -18,7 +18,7 @@ from numba import types
 
 from bitnet.kernels import attend, by_tokens, cpu, dot, ternary
 from bitnet.kernels.arrays import bytes_at, part
-from bitnet.kernels.barrier import COUNTER, peek, take, wait
+from bitnet.kernels.barrier import COUNTER, enter, peek, take, wait
 from bitnet.kernels.compile import device, inlined, kernel
 from bitnet.kernels.scalars import round_f16
 from bitnet.kernels.simd import intrinsic
@@ -181,6 +181,8 @@ def layers(
                                  and tables are what `ternary.prepare` writes
     q … y                        scratch of T rows
     """
+    if not enter(state, n_threads):
+        return
     n_embd, n_q, n_ff, width = sizes[N_EMBD], sizes[N_Q], sizes[N_FF], sizes[HEAD_DIM]
     n_token, n_head, n_head_kv, stride = x.size // n_embd, n_q // width, sizes[N_KV] // width, sizes[TABLE_BYTES]
     digits = part(digits, thread * ternary.DIGITS, ternary.DIGITS)
