@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from crossval import envelope
 from crossval.attribute import BUDGET, Progress, attribute
 from crossval.case import ends
 from crossval.end_to_end import Evaluation
@@ -52,14 +49,11 @@ def put_to_vote(lane: Lane, rungs: Sequence[r.Rung]) -> None:
         return
     ours, theirs = (_evaluations(lane, rung, engine=side) for side in (True, False))
     oracle = [lane.oracle().run(e.request).logits for e in ours]
-    kind, head = lane.numerics.activation, lane.numerics.head
-    middle = envelope.logits_median(kind, lane.noise.median, lane.told)
-    extreme = envelope.logits_max(kind, head, lane.noise.largest, lane.told)
+    closeness = lane.closeness
 
     def agree(a: Sequence[Float32], b: Sequence[Float32]) -> bool:
         pairs = [(x, aligned(y, x) if lane.normalised else y) for x, y in zip(a, b, strict=True)]
-        rows = np.concatenate([relative_l2(x, y) for x, y in pairs])
-        return middle.holds(float(np.median(rows))) and extreme.holds(float(rows.max()))
+        return closeness.hold([relative_l2(x, y) for x, y in pairs])
 
     info = lane.reference.info
     witnesses = {

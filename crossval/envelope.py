@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from receipts.running import WINDOW
 from reference.runner import LOG_PROBABILITY_ERROR
 
 
@@ -110,6 +111,16 @@ def logits_median(activation: str, noise_median: float, told: float = 0.0) -> En
     else:
         base, why = 5e-6, "float32 throughout: 4e-7 measured, 9e-7 the worst"
     return _over_noise("median relative L2 of logits", base + told, _told(why, told), noise_median)
+
+
+def logits_running(activation: str, noise_running: float, told: float = 0.0) -> Envelope:
+    """Bound of the running median of the relative L2 of logits (`receipts.running`); arguments as above."""
+    metric = f"running median relative L2 of logits, {WINDOW} positions in a row"
+    if activation not in _ROUNDING:
+        median = logits_median(activation, 0.0)
+        return _over_noise(metric, median.limit + told, _told(median.reason, told), noise_running)
+    why = "a flipped rounding moves most positions after it by 2e-5 to 4e-4, where the noise shows no more"
+    return _over_noise(metric, 1e-3 + told, _told(why, told), noise_running)
 
 
 def logits_max(activation: str, head: str, noise_max: float, told: float = 0.0) -> Envelope:

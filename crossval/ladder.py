@@ -33,6 +33,7 @@ from crossval.metrics import (
     relative_l2,
     top1_margin,
 )
+from crossval.settle import settle
 from crossval.spans import differences
 from crossval.vote import Witness, vote
 from receipts import ids_digest
@@ -43,11 +44,25 @@ from reference.runner import ReferenceFailedError, ReferenceUnavailableError, Re
 Climb = Callable[[Lane], Rung]
 
 
+#: The rungs whose limits noise can widen, in order and above all others: one noise is for all.
+_OVER_NOISE: tuple[RungName, ...] = ("logits", "decode", "greedy", "quality")
+
+
 def climb(lane: Lane) -> tuple[Rung, ...]:
     """Every rung of a lane in order; those above a rung that did not hold are `inconclusive` and say so."""
-    rungs: list[Rung] = []
+    rungs = _climb(lane, ())
+    failed = next((rung for rung in rungs if rung.outcome == "fail"), None)
+    if failed is None or failed.name not in _OVER_NOISE or not failed.compared or not settle(lane):
+        return rungs
+    lane.forget_logits()
+    return _climb(lane, rungs[: RUNGS.index(_OVER_NOISE[0])])
+
+
+def _climb(lane: Lane, below: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """The rungs above those that were climbed."""
+    rungs = list(below)
     stopped = ""
-    for name in RUNGS:
+    for name in RUNGS[len(below) :]:
         if stopped:
             rungs.append(Rung(name=name, outcome="inconclusive", why=f"not tried: {stopped}"))
             continue
@@ -201,7 +216,7 @@ def decode(lane: Lane) -> Rung:
     rung = _compare_logits("decode", lane, [p for p in parts if len(p[1])])
     if rung.outcome != "fail":
         return rung
-    limit = envelope.logits_max(lane.numerics.activation, lane.numerics.head, lane.noise.largest, lane.told)
+    limit = lane.closeness.largest
     split = [
         side
         for side, batch, single in (
@@ -227,6 +242,7 @@ def _run(lane: Lane, forced: Forced) -> dict[str, object]:
         "ours_sha256": logits_digest(forced.ours),
         "theirs_sha256": logits_digest(forced.theirs),
         "noise_median": forced.noise.median,
+        "noise_running": forced.noise.running,
         "noise_largest": forced.noise.largest,
         "noise_margin": forced.noise.margin,
         "noise_nll": forced.noise.mean_nll,
@@ -276,19 +292,16 @@ def _compare_logits(
                     "floor": float(floor[i]),
                 }
             )
-    every = np.concatenate(error)
-    kind = lane.numerics.activation
-    middle = envelope.logits_median(kind, lane.noise.median, lane.told)
-    extreme = envelope.logits_max(kind, lane.numerics.head, lane.noise.largest, lane.told)
-    median, largest = float(np.median(every)), float(every.max())
-    worst, measured = max(
-        ((middle, median), (extreme, largest)), key=lambda pair: pair[1] / pair[0].limit if pair[0].limit else pair[1]
-    )
-    same = sum(row["top1_equal"] for row in lane.positions[-len(every) :])
+    found = lane.closeness.measured(error)
+    (_, median), (_, running), (_, largest) = found
+    worst, measured = max(found, key=lambda pair: pair[1] / pair[0].limit)
+    compared = sum(map(len, error))
+    same = sum(row["top1_equal"] for row in lane.positions[-compared:])
     why = (
-        f"median {median:.1e}, largest {largest:.1e}; the most likely token agrees at {same} of {len(every)} positions"
+        f"median {median:.1e}, running median {running:.1e}, largest {largest:.1e}; "
+        f"the most likely token agrees at {same} of {compared} positions"
     )
-    return _judged(name, worst, measured, len(every), f"{why}; limit: {worst.reason}")
+    return _judged(name, worst, measured, compared, f"{why}; limit: {worst.reason}")
 
 
 def greedy(lane: Lane) -> Rung:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bitnet.config import Numerics
 from crossval.case import Case
+from crossval.closeness import Closeness
 from crossval.engine import EngineRunner
 from crossval.metrics import Float32, ShapeMismatchError, aligned
 from crossval.noise import SEEDS, Noise
@@ -125,6 +126,19 @@ class Lane:
         smallest = float(np.sqrt(min(rows, default=0.0)))
         return LOG_PROBABILITY_ERROR / smallest if smallest > 0.0 else 0.0
 
+    @property
+    def closeness(self) -> Closeness:
+        """Limits of its logits, over the noise of the cases that were run so far."""
+        noise, numerics = self.noise, self.numerics
+        return Closeness.over(
+            numerics.activation,
+            numerics.head,
+            median=noise.median,
+            running=noise.running,
+            largest=noise.largest,
+            told=self.told,
+        )
+
     def oracle(self) -> Oracle:
         """The contract, in this lane's numerics, on the file whose contract the engine follows."""
         if not hasattr(self, "_oracle"):
@@ -187,6 +201,24 @@ class Lane:
         if seen.logits.shape != shape:
             raise ShapeMismatchError(f"ours has shape {list(shape)}, theirs {list(seen.logits.shape)}")
         return seen
+
+    def include(self, forced: Forced, logits: Float32) -> None:
+        """Enter what a further computation of the contract differs from it as noise of a case.
+
+        Args:
+            forced: The case.
+            logits: [len(forced.ids), n_vocab], of an honest computation.
+        """
+        noise = Noise()
+        floor = noise.add(self.oracle().run(Request(ids=forced.ids)).logits, logits, forced.ids)
+        np.maximum(forced.floor, floor, out=forced.floor)
+        forced.noise.include(noise)
+        self.noise.include(noise)
+
+    def forget_logits(self) -> None:
+        """Drop the rows of the side tables that the rungs of logits entered, to enter them again."""
+        for rows in (self.positions, self.runs, self.candidates):
+            rows.clear()
 
     def _forced(self, case: Case) -> Forced:
         n = len(case.ids)

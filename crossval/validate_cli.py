@@ -304,8 +304,10 @@ def noise(
     from bitnet.cli.output import facts, progress
     from crossval import envelope
     from crossval.case import PROMPTS, text_cases
+    from crossval.closeness import Closeness
     from crossval.engine import EngineRunner
     from crossval.noise import HOW, SEEDS, Noise
+    from receipts.running import WINDOW
     from reference.oracle import Oracle
 
     named = commands.models_of(model)
@@ -319,20 +321,24 @@ def noise(
     with progress(quiet=quiet) as bar:
         for case in bar.track(cases, description="noise"):
             found.measure(oracle, case.ids[: engine.model.config.n_ctx])
+    noise = {"median": found.median, "running": found.running, "largest": found.largest}
+    close = Closeness.over(numerics.activation, numerics.head, **noise)
     limits = {
-        "median": envelope.logits_median(numerics.activation, found.median),
-        "largest": envelope.logits_max(numerics.activation, numerics.head, found.largest),
+        "median": close.median,
+        "running": close.running,
+        "largest": close.largest,
         "quality": envelope.quality(found.mean_nll),
     }
     if output is Format.json:
         shown = {name: {"limit": one.limit, "reason": one.reason} for name, one in limits.items()}
-        fields = {"median": found.median, "largest": found.largest, "margin": found.margin, "nll": found.mean_nll}
+        fields = {**noise, "margin": found.margin, "nll": found.mean_nll}
         about = {"model": str(named[0]), "numerics": numerics.to_dict(), "how": HOW, "seeds": len(SEEDS)}
         _print("validate-noise-1", {**about, "cases": len(cases), **fields, "limits": shown})
     else:
         print(f"{named[0].name}: {HOW}, {len(cases)} prompts")
         rows = [
             ("median", f"{found.median:.2e}  relative L2 of logits; limit {limits['median'].limit:.2e}"),
+            ("running", f"{found.running:.2e}  median of {WINDOW} in a row; limit {limits['running'].limit:.2e}"),
             ("largest", f"{found.largest:.2e}  at any position; limit {limits['largest'].limit:.2e}"),
             ("margin", f"{found.margin:.2e}  below it, two tokens are a near-tie"),
             ("quality", f"{found.mean_nll:.2e}  nats of mean log-likelihood; limit {limits['quality'].limit:.2e}"),

@@ -17,6 +17,7 @@ _COUNTS = re.compile(
 )
 _LARGEST = re.compile(rf"\blargest {_NUMBER}")
 _MEDIAN = re.compile(rf"^median {_NUMBER}")
+_RUNNING = re.compile(rf"\brunning median {_NUMBER}")
 _NOISE = re.compile(rf"limit: {_NUMBER} × the noise of {_NUMBER}")
 _PAIR = re.compile(r": (\d{1,9}\.\d{6}) here, (\d{1,9}\.\d{6}) there")
 _LIBRARY = re.compile(r"\blibrary ([0-9a-f]{12})\b")
@@ -146,6 +147,7 @@ def rungs_why(view: View) -> Iterator[Finding]:
             for pattern, value, slack in (
                 (_LARGEST, rung.measured if rung.metric.startswith("largest") else None, 0.06),
                 (_MEDIAN, rung.measured if rung.metric.startswith("median") else None, 0.06),
+                (_RUNNING, rung.measured if rung.metric.startswith("running") else None, 0.06),
                 (_NOISE, rung.limit, 0.06),
             ):
                 quoted = pattern.search(rung.why)

@@ -17,6 +17,7 @@ from receipts.errors import ReceiptError
 from receipts.evidence import Case
 from receipts.lanes import Lane
 from receipts.rule import Finding, Key, View, key, rule
+from receipts.running import WINDOW, running_median
 from receipts.tables import Row
 
 #: Logits are float32 and their differences double: two roundings of 6e-8 lie between them.
@@ -24,8 +25,13 @@ ROUNDING = 2e-7
 #: How the sentence of a rung says that noise made its limit.
 _ALLOWED = re.compile(r"limit: (\d{1,9}(?:\.\d{1,9})?) × the noise of")
 #: First word of a metric → what noise widens its limit.
-_WIDENS = {"median": "noise_median", "largest": "noise_largest", "|difference": "noise_nll"}
-_NOISE = ("noise_median", "noise_largest", "noise_margin", "noise_nll")
+_WIDENS = {
+    "median": "noise_median",
+    "running": "noise_running",
+    "largest": "noise_largest",
+    "|difference": "noise_nll",
+}
+_NOISE = ("noise_median", "noise_running", "noise_largest", "noise_margin", "noise_nll")
 
 
 @rule("tables.witnesses", "Where positions were compared, `runs` and `candidates` have every case of the lane, once.")
@@ -165,8 +171,9 @@ def noise_positions(view: View) -> Iterator[Finding]:
                 floors[row["lane"], row["case"]].setdefault(row["position"], row["floor"])
     for i, lane, rows in _lanes(view, "runs"):
         for row in rows:
-            known, largest, middle = floors[lane.name, row["case"]], row["noise_largest"], row["noise_median"]
-            if None in (largest, middle) or not known:
+            known, largest = floors[lane.name, row["case"]], row["noise_largest"]
+            middle, running = row["noise_median"], row["noise_running"]
+            if None in (largest, middle, running) or not known:
                 continue
             whole = len(known) == row["rows"]
             worst = max(known.values())
@@ -174,6 +181,8 @@ def noise_positions(view: View) -> Iterator[Finding]:
                 yield f"lanes[{i}]", f"noise of {row['case']!r:.60}: {largest:g}, but {worst:g} at its positions"
             if whole and middle > statistics.median(known.values()) * (1 + ROUNDING):
                 yield f"lanes[{i}]", f"noise of {row['case']!r:.60}: half of its positions have less than {middle:g}"
+            if whole and running > running_median([known[at] for at in sorted(known)]) * (1 + ROUNDING):
+                yield f"lanes[{i}]", f"noise of {row['case']!r:.60}: no {WINDOW} positions in a row have {running:g}"
 
 
 @rule("ties.positions", "A near-tie is where the table says that the sides chose differently, by such a margin.")

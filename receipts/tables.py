@@ -74,6 +74,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "ours_sha256": "text",
         "theirs_sha256": "text",
         "noise_median": "measured",
+        "noise_running": "measured",
         "noise_largest": "measured",
         "noise_margin": "measured",
         "noise_nll": "measured",

@@ -122,7 +122,7 @@ def test_one_rounding_that_flips_early_is_no_defect(monkeypatch):
         made = trained.make("clean", seed)
         seen = drift_outputs.EndToEnd(trained.oracle, [evaluation(made, made.mutant.run(made.request).logits)])
         with monkeypatch.context() as patched:
-            patched.setattr("crossval.end_to_end._DRAWS", ())
+            patched.setattr("crossval.end_to_end.FURTHER", ())
             few = seen.honest
         del seen.__dict__["honest"]
         assert seen.honest

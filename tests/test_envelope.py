@@ -46,6 +46,7 @@ def test_locked_operations():
 def test_logits_without_noise(activation, head, median, largest):
     assert envelope.logits_median(activation, 0.0).limit == median
     assert envelope.logits_max(activation, head, 0.0).limit == largest
+    assert median <= envelope.logits_running(activation, 0.0).limit <= largest
 
 
 def test_noise_below_the_base_changes_nothing():
@@ -67,6 +68,8 @@ def test_no_noise_excuses_unrelated_logits(noise):
     """Rows of two unrelated models are 1.0 apart and more."""
     for limit in (
         envelope.logits_median("int8_token", noise),
+        envelope.logits_running("int8_token", noise),
+        envelope.logits_running("f16", noise),
         envelope.logits_max("int8_token", "f32", noise),
         envelope.logits_max("none", "f32", noise),
     ):
@@ -74,8 +77,11 @@ def test_no_noise_excuses_unrelated_logits(noise):
         assert not limit.holds(1.0)
 
 
+KINDS = ("none", "f16", "bf16", "int8_token")
+
+
 def test_every_limit_gives_its_reason():
-    made = [envelope.logits_median(a, 0.0) for a in ("none", "f16", "bf16", "int8_token")]
+    made = [f(a, 0.0) for f in (envelope.logits_median, envelope.logits_running) for a in KINDS]
     named = [value for value in vars(envelope).values() if isinstance(value, Envelope)]
     assert len(named) == 8
     of_types = list(envelope.QUANTISED_PRODUCT.values())

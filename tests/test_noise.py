@@ -66,6 +66,7 @@ def test_what_is_measured(oracle):
     assert floor.shape == (len(IDS),)
     assert len(noise.rel_l2) == len(noise_module.SEEDS)
     assert 0.0 < noise.median <= noise.largest == floor.max()
+    assert noise.running == 0.0  # too few positions
     assert noise.margin > 0.0
     assert noise.mean_nll > 0.0
     again = Noise()
@@ -79,7 +80,7 @@ def test_one_token_has_no_likelihood(oracle):
 
 
 def test_nothing_measured_is_no_noise():
-    assert (Noise().median, Noise().largest, Noise().margin, Noise().mean_nll) == (0.0, 0.0, 0.0, 0.0)
+    assert (Noise().median, Noise().running, Noise().largest, Noise().margin, Noise().mean_nll) == (0.0,) * 5
 
 
 def test_by_hand():
