@@ -7,6 +7,7 @@ weight with its source, and only then gives it its name. What cannot be kept to 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,7 @@ from bitnet.gguf import GGUF, GGMLType, TensorData, write
 from bitnet.gguf_types import ValueType, tensor_bytes
 from bitnet.hf import Checkpoint, open_model
 from bitnet.parts import MADE_TERNARY, Part
-from bitnet.staging import staged
+from bitnet.staging import check_free, staged
 from bitnet.transcode import EMBEDDING_TYPES, FILE_TYPES, Plan, plan
 
 #: Sees how far a conversion is: (`write` or `verify`, bytes done, bytes in all, the tensor at hand).
@@ -142,7 +143,8 @@ def convert(
         kernel_config: For tl1 and tl2: the `kernel_config.ini` of the bitnet.cpp build that will read the target.
             Default: bitnet.cpp's own tiles, and for shapes that it does not know, the largest that suit.
         arch: Another name for the architecture, of the same graph, for an engine that knows it by that name only.
-        force: Replace `target` if it exists.
+        force: Replace `target` if it exists: a file by a file, a folder that holds a checkpoint and nothing else by a
+            checkpoint.
         progress: Called before each tensor.
 
     Raises:
@@ -159,6 +161,7 @@ def convert(
     tiles = None if kernel_config is None else tiles_of_build(kernel_config)
     opened, place = open_model(source), Path(target)
     _refuse_itself(place, (Path(source), *opened.paths))
+    check_free(place, folder=type in _HF, force=force)
     config, notices = read_config(opened)
     name = _checked_arch(config, arch, type)
     pairs: list[hf_write.Pair] = []
@@ -171,7 +174,7 @@ def convert(
         parts = list(planned.parts)
         stored = {part.name: (part.type.name, tensor_bytes(part.type, part.shape)) for part in parts}
     meter = _Meter(sum(n_bytes for _, n_bytes in stored.values()), progress)
-    with staged(place, n_bytes=meter.total + _HEADER_ROOM, force=force) as made:
+    with staged(place, folder=type in _HF, n_bytes=meter.total + _HEADER_ROOM, force=force) as made:
         if type in _HF:
             more = hf_write.write_checkpoint(opened, made, _watched_pairs(pairs, opened, meter), _HF[type])
         else:
@@ -213,7 +216,7 @@ def _embedding(type_: str, wanted: str | None) -> GGMLType | None:
 
 def _refuse_itself(target: Path, sources: Iterable[Path]) -> None:
     """Neither the source nor a folder it lies in can be replaced by what is made from it."""
-    if not target.exists():
+    if not os.path.exists(target):  # noqa: PTH110  # which is false, and no error, for a name that is too long
         return
     place = target.resolve()
     for path in sources:

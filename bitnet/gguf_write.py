@@ -48,12 +48,14 @@ def write(
         alignment: Of tensors, bytes; noted in the file when it is not 32.
 
     Raises:
-        UsageError: What is given cannot be a valid file.
+        UsageError: What is given cannot be a valid file, or `path` is something else than a file.
     """
     path, tensors = Path(path), list(tensors)
+    if path.exists() and not path.is_file():
+        raise UsageError("is a folder, a device or a pipe", where=path, remedy="name a file")
     _check_alignment(metadata, alignment)
     header = _header(metadata, tensors, alignment)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # the name itself may be as long as names can be
     try:
         with temporary.open("xb") as file:
             file.write(header)

@@ -114,6 +114,18 @@ def test_a_folder_that_holds_the_source_is_not_replaced(tmp_path):
     assert (source / "model.safetensors").exists()
 
 
+def test_a_name_that_something_else_has_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(converting, "plan", lambda *_, **__: pytest.fail("the weights were read"))
+    (tmp_path / "app" / ".git").mkdir(parents=True)
+    (tmp_path / "app" / "config.json").write_text("{}")
+    for to in ("i2_s", "hf"):
+        with pytest.raises(UsageError, match=r"is a folder, and|holds no checkpoint"):
+            convert(SOURCE, tmp_path / "app", type=to, force=True)
+    assert names(tmp_path / "app") == [".git", "config.json"]
+    with pytest.raises(UsageError, match="File name too long"):
+        convert(SOURCE, tmp_path / ("x" * 256), type="i2_s")
+
+
 def test_what_is_written_is_read_back_and_a_lie_is_caught(tmp_path, monkeypatch):
     def lying(path, metadata, tensors, **settings):
         write(path, metadata, tensors, **settings)

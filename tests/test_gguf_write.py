@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import gguf
 import numpy as np
 import pytest
@@ -282,10 +284,22 @@ def test_a_failure_on_the_way_leaves_the_old_file(path):
 def test_a_folder_that_is_not_there_is_one_clear_message(path, tmp_path):
     with pytest.raises(UsageError, match="cannot be written: No such file"):
         write(tmp_path / "none" / "m.gguf", {}, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced(path, tmp_path):
     path.mkdir()
-    with pytest.raises(UsageError, match="cannot be written"):
-        write(path, {}, [])
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    os.mkfifo(tmp_path / "pipe")
+    for place in (path, tmp_path / "pipe"):
+        with pytest.raises(UsageError, match="is a folder, a device or a pipe"):
+            write(place, {}, [])
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["pipe", path.name])
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    write(tmp_path / ("x" * 255), {"general.architecture": "llama"}, [])
+    assert [len(p.name) for p in tmp_path.iterdir()] == [255]
 
 
 def test_the_new_file_is_synced_before_it_is_renamed(path, monkeypatch):
