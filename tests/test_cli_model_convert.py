@@ -15,7 +15,7 @@ from bitnet.cli import model_convert as command
 from bitnet.convert import TARGETS
 from bitnet.transcode import EMBEDDING_TYPES
 
-BEFORE = signal.getsignal(signal.SIGTERM)
+BEFORE = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)]
 SOURCE = golden_models.model("b158_a")
 SCHEMA = schema("model-convert-1")
 
@@ -58,7 +58,7 @@ def test_wrong_usage(tmp_path):
     assert run(SOURCE, tmp_path / "a", "--type", "q4_k").code == 2
     assert run(SOURCE, tmp_path / "a").code == 2
     assert run(SOURCE, SOURCE, "--type", "i2_s", "--force").code == 2
-    assert signal.getsignal(signal.SIGTERM) == BEFORE
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)] == BEFORE
 
 
 SCRIPT = """
@@ -79,7 +79,7 @@ sys.exit(main(["model", "convert", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda n: n.name)
 def test_a_signal_leaves_nothing(tmp_path, number):
     arguments = [SOURCE, str(tmp_path / "m"), "--type", "hf"]
     with subprocess.Popen(
@@ -88,5 +88,17 @@ def test_a_signal_leaves_nothing(tmp_path, number):
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(number)
         code = child.wait(30)
-    assert code == (143 if number == signal.SIGTERM else 130)
+    assert code == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_terminal_may_go_is_not_ended_by_it(tmp_path):
+    arguments = [SOURCE, str(tmp_path / "m"), "--type", "hf"]
+    script = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{SCRIPT}"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGHUP)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 143

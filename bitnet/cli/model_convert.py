@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bitnet.convert import Conversion, Progress
 
-_TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that a signal ended
+_POLITE = (signal.SIGTERM, signal.SIGHUP)  # somebody asks, or the terminal goes away
 _SHOWN = 3  # losses that people are shown; the JSON document has them all
 
 
@@ -65,7 +65,9 @@ def convert(
         Path | None, typer.Option(help="kernel_config.ini of the bitnet.cpp build that will read a tl1 or tl2 file.")
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Another architecture name in the GGUF, of the same graph.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the target if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file, or a folder that holds a checkpoint alone.")
+    ] = False,
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
@@ -136,13 +138,17 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _polite_kills() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _leave)
+    before = {s: signal.getsignal(s) for s in _POLITE}
+    taken = [s for s in _POLITE if before[s] != signal.SIG_IGN]  # a run under nohup outlives its terminal
     try:
+        for s in taken:
+            signal.signal(s, _leave)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for s in taken:
+            signal.signal(s, before[s])
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _leave(number: int, _frame: FrameType | None) -> None:
     """A polite kill unwinds, so that what is half made is removed."""
-    sys.exit(_TERMINATED)
+    sys.exit(128 + number)
