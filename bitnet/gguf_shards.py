@@ -17,6 +17,7 @@ from bitnet.gguf_header import Header
 
 MAX_SHARDS = 1024
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_KEYS = (NUMBER, COUNT, TENSORS)
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _NAMED = 4  # missing files that are spelled out
 _TOGETHER = "put all shards of one model, and nothing else of the same name, into one folder"

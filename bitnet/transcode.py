@@ -23,6 +23,7 @@ from bitnet.codecs.tiles import DEFAULT_TILES, kernel_config, propose_tile, tile
 from bitnet.errors import UsageError
 from bitnet.formats import KERNEL_CONFIG_KEY, Formats, read_formats
 from bitnet.gguf import GGUF, GGMLType, write
+from bitnet.gguf_shards import SPLIT_KEYS
 from bitnet.gguf_types import shape_fault
 from bitnet.parts import FLOATS, SCALE_BESIDE, MatrixSource, Part, copy, matrix_of, retyped
 
@@ -39,6 +40,8 @@ FILE_TYPES = {
 #: Types an embedding or a head may be given.
 EMBEDDING_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0)
 EMBEDDINGS = ("token_embd.weight", "output.weight")
+#: Keys that say how the source is stored, and nothing of the model: its tiles, and the shards it lies in.
+_OF_THE_SOURCE = (KERNEL_CONFIG_KEY, *SPLIT_KEYS)
 _TABLES = (GGMLType.TL1, GGMLType.TL2)
 _Chosen = dict[tuple[GGMLType, int, int], Tile]
 
@@ -126,12 +129,13 @@ def _metadata(source: GGUF, to: GGMLType, arch: str | None, tiles: Tiles) -> dic
     old = source.get("general.architecture", str)
     out: dict[str, Any] = {}
     for key, value in source.metadata.items():
+        if key in _OF_THE_SOURCE:
+            continue
         renamed = arch + key[len(old) :] if arch and key.startswith(f"{old}.") else key
         out[renamed] = (source.types[key], value)
     if arch:
         out["general.architecture"] = arch
     out["general.file_type"] = FILE_TYPES[to]
-    out.pop(KERNEL_CONFIG_KEY, None)
     if tiles:
         out[KERNEL_CONFIG_KEY] = kernel_config({(n_row, n_col): tile for (_, n_row, n_col), tile in tiles.items()})
     return out

@@ -10,6 +10,7 @@ import liars
 import numpy as np
 import pytest
 from model_edits import edited
+from test_gguf_shards import split
 from test_imports import imports
 
 from bitnet.gguf import GGMLType, TypedArray, ValueType, read
@@ -38,6 +39,14 @@ def test_a_copy_is_made_once(tmp_path):
     assert lossless_copy(read(SOURCE), tmp_path, F32) == made
     assert made.stat() == before
     assert lossless_copy(read(SOURCE), tmp_path, F32, arch="bitnet") != made
+
+
+def test_the_copy_of_a_split_model_is_one_file_that_declares_the_same(tmp_path):
+    shards = split(tmp_path)
+    made = read(lossless_copy(read(shards[0]), tmp_path / "copies", F32))
+    assert len(made.paths) == 1
+    assert not any(key.startswith("split.") for key in made.metadata)
+    assert declared_otherwise(read(shards[0]), made) == ""
 
 
 @pytest.mark.parametrize("kept", [0, 20, 3000, -1])

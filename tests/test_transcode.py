@@ -8,6 +8,7 @@ import golden_models
 import numpy as np
 import pytest
 from model_edits import edited, with_tail_scale
+from test_gguf_shards import split
 
 import bitnet
 from bitnet.codecs import CODECS, Ternary, Tile
@@ -141,6 +142,28 @@ def test_another_architecture_takes_its_keys_along(tmp_path):
         assert renamed in copy.metadata
     assert not any(key.startswith("bitnet-b1.58") for key in copy.metadata)
     assert same(SOURCE, copy.path)
+
+
+@pytest.mark.parametrize("to", [I2_S, TQ2_0, F32], ids=lambda t: t.name)
+def test_the_shards_of_a_model_become_one_file(tmp_path, to):
+    file = read(SOURCE)
+    keys = {key: (file.types[key], value) for key, value in file.metadata.items()}
+    tensors = {n: TensorData(name=n, shape=i.shape, type=i.type, data=file.raw(n)) for n, i in file.tensors.items()}
+    shards = split(tmp_path, 3, model=(keys, tensors))
+    merged = transcode(read(shards[1]), tmp_path / "m.gguf", to)
+    assert same(SOURCE, merged)
+    assert not any(key.startswith("split.") for key in read(merged).metadata)
+    assert read(merged).metadata.keys() == read(transcode(file, tmp_path / "w.gguf", to)).metadata.keys()
+
+
+def test_tiles_stay_behind_under_another_architecture_too(tmp_path):
+    """`bitnet.kernel_config` begins as the keys of the architecture `bitnet` do."""
+    tiled = transcode(read(SOURCE), tmp_path / "a.gguf", TL1, arch="bitnet")
+    assert KERNEL_CONFIG_KEY in read(tiled).metadata
+    for to in (I2_S, TL1):
+        renamed = read(transcode(read(tiled), tmp_path / "b.gguf", to, arch="bitnet-b1.58"))
+        assert [key for key in renamed.metadata if "kernel_config" in key] == [KERNEL_CONFIG_KEY] * (to == TL1)
+        assert same(SOURCE, renamed.path)
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
