@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from bitnet.codecs import CODECS, Codec, Ternary
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF, GGMLType, TensorData, TensorInfo
+from bitnet.gguf_types import BLOCKS
 from bitnet.master_weights import Float32, Trits, ternarise
 
 #: Types whose scale is a tensor of its own: they cannot hold a float32 inside.
@@ -27,6 +29,12 @@ FLOATS: dict[GGMLType, type[np.generic]] = {
     GGMLType.F32: np.float32,
     GGMLType.F16: np.float16,
     GGMLType.BF16: np.uint16,
+}
+#: Words of float types, and the bits that are all set in NaN and infinity alone.
+_EXPONENT: dict[GGMLType, tuple[str, int]] = {
+    GGMLType.F32: ("<u4", 0x7F800000),
+    GGMLType.F16: ("<u2", 0x7C00),
+    GGMLType.BF16: ("<u2", 0x7F80),
 }
 _PROJECTION = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|ffn_(gate|up|down))\.weight")
 MADE_TERNARY = "made ternary by mean|w|"
@@ -71,16 +79,53 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def copy(source: GGUF, name: str) -> Part:
-    """A tensor as it is, byte by byte."""
+    """A tensor as it is, byte by byte; its pieces raise `ModelFileError` for NaN and infinity.
+
+    Its rows lie one after the other in whole blocks, as for `row_reader`.
+    """
     info = source.tensors[name]
 
     def pieces() -> Iterator[NDArray[np.uint8]]:
-        raw = source.raw(name)
-        for begin in range(0, len(raw), PIECE):
-            yield raw[begin : begin + PIECE]
+        raw, row_bytes = source.raw(name), _row_bytes(info)
+        for rows in row_blocks(info.shape):
+            piece = raw[rows.start * row_bytes : rows.stop * row_bytes]
+            with _named(source, name):
+                finite = _finite(info.type, piece, (rows.stop - rows.start, info.shape[-1]))
+            if not finite:
+                raise _not_finite(source, name)
+            yield piece
             source.release()
 
     return Part(name=name, shape=info.shape, type=info.type, source=name, pieces=pieces)
+
+
+def _finite(type_: GGMLType, raw: NDArray[np.uint8], shape: tuple[int, int]) -> bool:
+    """Whether rows hold neither NaN nor infinity; of a type that cannot be read here, nothing is known."""
+    if type_ == GGMLType.Q8_0:
+        type_, raw = GGMLType.F16, np.ascontiguousarray(raw.reshape(-1, BLOCKS[type_][1])[:, :2]).reshape(-1)
+    if type_ in _EXPONENT:
+        word, exponent = _EXPONENT[type_]
+        return not ((raw.view(word) & exponent) == exponent).any()
+    return type_ not in CODECS or bool(np.isfinite(CODECS[type_].decode(raw, shape)).all())
+
+
+def _not_finite(source: GGUF, name: str) -> ModelFileError:
+    return ModelFileError(f"tensor {name} holds NaN or infinity", where=source.path)
+
+
+@contextmanager
+def _named(source: GGUF, name: str) -> Iterator[None]:
+    """Codecs know neither files nor tensors: what they refuse is told with both."""
+    try:
+        yield
+    except (ModelFileError, UsageError) as error:
+        if error.where is not None:
+            raise
+        raise type(error)(f"tensor {name}: {error.what}", where=source.path, remedy=error.remedy) from None
+
+
+def _row_bytes(info: TensorInfo) -> int:
+    return info.n_bytes // math.prod(info.shape[:-1])
 
 
 def retyped(source: GGUF, info: TensorInfo, to: GGMLType, table: Mapping[GGMLType, Codec] = CODECS) -> Part:
@@ -97,7 +142,10 @@ def retyped(source: GGUF, info: TensorInfo, to: GGMLType, table: Mapping[GGMLTyp
     def pieces() -> Iterator[NDArray[np.uint8]]:
         read = original()
         for rows in row_blocks(info.shape):
-            yield encode(read(rows))
+            weights = read(rows)
+            with _named(source, info.name):
+                encoded = encode(weights)
+            yield encoded
             source.release()
 
     def expected() -> RowReader:
@@ -121,14 +169,24 @@ def retyped(source: GGUF, info: TensorInfo, to: GGMLType, table: Mapping[GGMLTyp
 
 
 def row_reader(source: GGUF, info: TensorInfo, table: Mapping[GGMLType, Codec] = CODECS) -> Callable[[], RowReader]:
-    """Opens a tensor whose rows lie one after the other in whole blocks, as all but the ternary types do."""
+    """Opens a tensor whose rows lie one after the other in whole blocks, as all but the ternary types do.
+
+    What is opened raises `ModelFileError` for rows that hold NaN or infinity.
+    """
 
     def read() -> RowReader:
-        raw, decode = source.raw(info.name), table[info.type].decode
-        row_bytes = info.n_bytes // math.prod(info.shape[:-1])
-        return lambda rows: decode(
-            raw[rows.start * row_bytes : rows.stop * row_bytes], (rows.stop - rows.start, info.shape[-1])
-        )
+        raw, row_bytes, decode = source.raw(info.name), _row_bytes(info), table[info.type].decode
+
+        def weights(rows: slice) -> Float32:
+            with _named(source, info.name), np.errstate(invalid="ignore", over="ignore"):  # seen below
+                found = decode(
+                    raw[rows.start * row_bytes : rows.stop * row_bytes], (rows.stop - rows.start, info.shape[-1])
+                )
+            if not np.isfinite(found).all():
+                raise _not_finite(source, info.name)
+            return found
+
+        return weights
 
     return read
 
@@ -214,12 +272,13 @@ class MatrixSource:
         """
         raw = self.source.raw(self.info.name)
         if self.unpack is not None:
-            scale, trits, exact = (*self._unpacked(raw), True)
+            with _named(self.source, self.info.name):
+                scale, trits, exact = (*self._unpacked(raw), True)
         else:
             assert self.floats is not None
             found = ternarise(raw.view(self.floats).reshape(self.info.shape))
             if found is None:
-                raise ModelFileError(f"tensor {self.info.name} holds NaN or infinity", where=self.source.path)
+                raise _not_finite(self.source, self.info.name)
             scale, trits, exact = found.scale, found.trits, found.exact
         if self.has_scale:
             with np.errstate(over="ignore"):

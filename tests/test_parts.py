@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bitnet import parts
 from bitnet.codecs import CODECS
-from bitnet.errors import UsageError
+from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGMLType, TensorData, read, write
 from bitnet.parts import MADE_TERNARY, copy, matrix_of, retyped, row_blocks, row_reader
 
@@ -86,3 +86,37 @@ def test_a_scale_beside_is_multiplied_in(tmp_path):
     found = matrix_of(one(tmp_path, np.ones((8, 128), np.float32), name=Q, more=[scale]), Q)
     assert found.has_scale
     assert found.scale() == np.float32(0.5)
+
+
+FLOAT_TYPES = [GGMLType.F32, GGMLType.F16, GGMLType.BF16, GGMLType.Q8_0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("type_", FLOAT_TYPES)
+def test_what_is_no_number_is_refused_by_file_and_tensor_whatever_becomes_of_it(tmp_path, type_, bad):
+    values = np.random.default_rng(4).normal(size=(7, 32)).astype(np.float32)
+    source = one(tmp_path, values, type_)
+    raw = source.raw("token_embd.weight").copy()
+    row = raw.reshape(7, -1)[5]
+    if type_ == GGMLType.Q8_0:
+        row[:2] = np.array([bad], "<f2").view(np.uint8)
+    else:
+        encoded = CODECS[type_].encode(np.full((1, 1), bad, np.float32))
+        row[: len(encoded)] = encoded
+    data = TensorData(name="token_embd.weight", shape=(7, 32), type=type_, data=raw)
+    write(tmp_path / "b.gguf", {"general.architecture": "llama"}, [data])
+    damaged = read(tmp_path / "b.gguf")
+    found = [copy(damaged, "token_embd.weight")]
+    found += [retyped(damaged, damaged.tensors["token_embd.weight"], to) for to in FLOAT_TYPES]
+    for part in found:
+        with pytest.raises(ModelFileError, match="holds NaN or infinity") as caught:
+            together(part)
+        assert str(caught.value).startswith(f"{tmp_path / 'b.gguf'}: tensor token_embd.weight holds")
+
+
+def test_what_a_codec_refuses_is_told_with_file_and_tensor(tmp_path):
+    source = one(tmp_path, np.full((2, 32), 1e6, np.float32))
+    part = retyped(source, source.tensors["token_embd.weight"], GGMLType.F16)
+    with pytest.raises(UsageError, match=r"tensor token_embd.weight: a weight of 1e\+06 is too large") as caught:
+        together(part)
+    assert caught.value.where == str(tmp_path / "a.gguf")
