@@ -287,7 +287,7 @@ def _plan_gguf(
         keys[f"{arch}.hidden_activation"] = (ValueType.STRING, config.activation)
     if keys.get(f"{name}.tie_word_embeddings") == (ValueType.BOOL, False):
         notices.append(f"the head is not the embedding; other engines of {name} may ignore it")
-    return replace(planned, metadata=keys), tuple(notices)
+    return replace(planned, metadata=keys), (*planned.notices, *notices)
 
 
 class _Meter:

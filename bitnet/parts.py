@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.codecs import CODECS, Codec, Ternary
+from bitnet.codecs.base import BLOCK_SCALE
 from bitnet.errors import ModelFileError, UsageError
 from bitnet.gguf import GGUF, GGMLType, TensorData, TensorInfo
 from bitnet.gguf_types import BLOCKS
@@ -25,6 +26,10 @@ from bitnet.master_weights import Float32, Trits, ternarise
 
 #: Types whose scale is a tensor of its own: they cannot hold a float32 inside.
 SCALE_BESIDE = (GGMLType.F16, GGMLType.TQ1_0, GGMLType.TQ2_0)
+#: Types with a scale in every block of 256.
+BLOCK_SCALED = (GGMLType.TQ1_0, GGMLType.TQ2_0)
+#: Types that can hold trits whose blocks have several scales, or the products.
+_HOLD_BLOCKS = (GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.F16, GGMLType.F32)
 FLOATS: dict[GGMLType, type[np.generic]] = {
     GGMLType.F32: np.float32,
     GGMLType.F16: np.float16,
@@ -206,6 +211,9 @@ def matrix_of(source: GGUF, name: str, table: Mapping[GGMLType, Codec] = CODECS)
 class MatrixSource:
     """A ternary matrix of the source; it keeps its scale, never its weights.
 
+    TQ1_0 and TQ2_0 may have another scale in every block. Where they do, there is no one scale, and only types that
+    hold blocks or products can carry the matrix: see `blockwise`.
+
     Attributes:
         unpack: The codec's, where the type is a ternary one.
         floats: How its elements are stored where the file holds floats.
@@ -218,11 +226,14 @@ class MatrixSource:
     floats: type[np.generic] | None = None
     exact: bool = field(init=False, default=True)
     _scale: np.float32 | None = field(init=False, default=None)
+    _block_scale: np.float32 | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.floats is not None:
             self.exact = self.read()[2]
             self.source.release()
+        elif self.info.type in BLOCK_SCALED:
+            self._block_scale = self._one_block_scale()
 
     @property
     def beside(self) -> str:
@@ -234,15 +245,28 @@ class MatrixSource:
         """Whether the source has that tensor."""
         return self.beside in self.source.tensors
 
+    @property
+    def blockwise(self) -> bool:
+        """Whether blocks that are not all zero have scales that differ."""
+        return self.info.type in BLOCK_SCALED and self._block_scale is None
+
     def scale(self) -> np.float32:
-        """What a trit is multiplied by, all told. Raises `UsageError` where blocks differ, or it is not finite."""
+        """What a trit is multiplied by, all told. Raises `UsageError` where it is blockwise, or not finite."""
         if self._scale is None:
             self.read()
         assert self._scale is not None
         return self._scale
 
     def part(self, codec: Codec) -> Part:
-        """The tensor of the target that holds its trits."""
+        """The tensor of the target that holds its trits; their scale is inside, or to be put beside (`SCALE_BESIDE`).
+
+        Of a blockwise matrix, the blocks' scales are inside, and one that the source has beside is to be copied.
+
+        Raises:
+            UsageError: It is blockwise, and the type has one scale a tensor.
+        """
+        if self.blockwise:
+            return self._blockwise_part(codec)
 
         def pieces() -> Iterator[NDArray[np.uint8]]:
             scale, trits, _ = self.read()
@@ -263,19 +287,50 @@ class MatrixSource:
             lost="" if self.exact else MADE_TERNARY,
         )
 
+    def _blockwise_part(self, codec: Codec) -> Part:
+        if codec.type not in _HOLD_BLOCKS:
+            raise self._several_scales()
+        inside = codec.type in SCALE_BESIDE
+
+        def pieces() -> Iterator[NDArray[np.uint8]]:
+            unpacked, products = self._rows(), expected()
+            for rows in row_blocks(self.info.shape):
+                yield codec.encode(unpacked(rows) if inside else products(rows))
+                self.source.release()
+
+        def expected() -> RowReader:
+            unpacked = self._rows()
+            scale = _number(self.source, self.beside) if self.has_scale else np.float32(1)
+            return lambda rows: unpacked(rows).dense() * scale
+
+        return Part(
+            name=self.info.name,
+            shape=self.info.shape,
+            type=codec.type,
+            source=self.info.name,
+            pieces=pieces,
+            expected=expected,
+        )
+
+    def _several_scales(self) -> UsageError:
+        return UsageError(
+            f"{self.info.name} has block scales that differ, so one scale cannot carry them",
+            where=self.source.path,
+            remedy=f"without loss it can become one of {', '.join(t.name for t in _HOLD_BLOCKS)}",
+        )
+
     def read(self) -> tuple[np.float32, Callable[[slice], Trits], bool]:
         """Scale, trits of given rows, and whether they are exact; read anew, and let go with what is returned.
 
         Raises:
             ModelFileError: A weight is NaN or infinite.
-            UsageError: Blocks have scales that differ, or a scale is not finite.
+            UsageError: It is blockwise, or a scale is not finite.
         """
-        raw = self.source.raw(self.info.name)
         if self.unpack is not None:
-            with _named(self.source, self.info.name):
-                scale, trits, exact = (*self._unpacked(raw), True)
+            scale, trits, exact = (*self._unpacked(), True)
         else:
             assert self.floats is not None
+            raw = self.source.raw(self.info.name)
             found = ternarise(raw.view(self.floats).reshape(self.info.shape))
             if found is None:
                 raise _not_finite(self.source, self.info.name)
@@ -288,23 +343,39 @@ class MatrixSource:
         self._scale = scale
         return scale, trits, exact
 
-    def _unpacked(self, raw: NDArray[np.uint8]) -> tuple[np.float32, Callable[[slice], Trits]]:
-        unpack, shape = self.unpack, self.info.shape
+    def _rows(self) -> Callable[[slice], Ternary]:
+        """Opens what is packed: some of its rows, unpacked."""
+        unpack, raw = self.unpack, self.source.raw(self.info.name)
         assert unpack is not None
-        first = unpack(raw, shape, slice(0, 1))
-        if first.block_scale is None:
-            scale = np.float32(first.scale if first.scale is not None else 1.0)
-        else:
-            every = unpack(raw, shape, None).block_scale
-            assert every is not None
-            if not (every == every.flat[0]).all():
-                raise UsageError(
-                    f"{self.info.name} has block scales that differ, so one scale cannot carry them",
-                    where=self.source.path,
-                    remedy="this model cannot be transcoded without loss",
-                )
-            scale = np.float32(every.flat[0])
-        return scale, lambda rows: unpack(raw, shape, rows).trits
+
+        def unpacked(rows: slice) -> Ternary:
+            with _named(self.source, self.info.name):
+                return unpack(raw, self.info.shape, rows)
+
+        return unpacked
+
+    def _unpacked(self) -> tuple[np.float32, Callable[[slice], Trits]]:
+        if self.blockwise:
+            raise self._several_scales()
+        unpacked, scale = self._rows(), self._block_scale
+        if scale is None:
+            first = unpacked(slice(0, 1)).scale
+            scale = np.float32(1.0 if first is None else first)
+        return scale, lambda rows: unpacked(rows).trits
+
+    def _one_block_scale(self) -> np.float32 | None:
+        """The scale of every block that has one: ggml gives blocks of zeros the scale 0. None where scales differ."""
+        unpacked = self._rows()
+        found: set[float] = set()
+        for rows in row_blocks(self.info.shape):
+            some = unpacked(rows)
+            assert some.block_scale is not None
+            used = some.trits.reshape(*some.block_scale.shape, BLOCK_SCALE).any(axis=-1)
+            found.update(np.unique(some.block_scale[used]).tolist())
+            self.source.release()
+            if len(found) > 1:
+                return None
+        return np.float32(found.pop() if found else 1)
 
 
 def _number(source: GGUF, name: str) -> np.float32:

@@ -3,15 +3,16 @@
 A ternary tensor is trits times one float32. I2_S, TL1 and TL2 store both; TQ1_0, TQ2_0 and F16 cannot hold that float32
 exactly, so their trits get scale 1 and the true scale goes to a `.scale` tensor beside the matrix; F32 stores the
 products. Decoded weights are equal bits in all of them, which is how one model is shown to several engines. TL1 and TL2
-do not say how they are tiled, so the tiles go into the metadata. A projection of floats that are not ternary is made so
-by mean|w| where the target can hold nothing else, and said to be.
+do not say how they are tiled, so the tiles go into the metadata. Where the blocks of TQ1_0 or TQ2_0 have scales that
+differ, they are kept: in these two, in F16 and in F32, for no other can hold them. A projection of floats that are not
+ternary is made so by mean|w| where the target can hold nothing else, and said to be.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,12 @@ class Plan:
     Attributes:
         metadata: Its keys.
         parts: Its tensors, in order.
+        notices: What its user should know.
     """
 
     metadata: Mapping[str, Any]
     parts: tuple[Part, ...]
+    notices: tuple[str, ...] = ()
 
 
 def transcode(
@@ -82,7 +85,7 @@ def transcode(
             that it does not know, the largest that suit.
 
     Raises:
-        UsageError: `to` is not one of these, a row does not suit it, or a tensor has several scales.
+        UsageError: `to` is not one of these, a row does not suit it, or it has one scale and a tensor several.
         ModelFileError: A tensor of `source` is damaged.
     """
     planned = plan(source, to, arch=arch, embedding=embedding, formats=formats, tiles=tiles)
@@ -122,7 +125,11 @@ def plan(
         chosen=chosen,
     )
     parts = tuple(planner.parts())
-    return Plan(metadata=_metadata(source, to, arch, chosen), parts=parts)
+    notices = []
+    if planner.unlike:
+        what = f"{len(planner.unlike)} matrices, such as {planner.unlike[0]}, have several scales and become floats"
+        notices.append(f"{what}, which engines run without BitNet's int8 activations")
+    return Plan(metadata=_metadata(source, to, arch, chosen), parts=parts, notices=tuple(notices))
 
 
 def _metadata(source: GGUF, to: GGMLType, arch: str | None, tiles: Tiles) -> dict[str, Any]:
@@ -143,7 +150,12 @@ def _metadata(source: GGUF, to: GGMLType, arch: str | None, tiles: Tiles) -> dic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planner:
-    """Decides, tensor by tensor; tiles that are taken are entered in `chosen`, which `codec` reads."""
+    """Decides, tensor by tensor.
+
+    Attributes:
+        chosen: Tiles that are taken, entered as they are; `codec` reads them.
+        unlike: Ternary matrices that become floats in which nobody finds the trits again, entered likewise.
+    """
 
     source: GGUF
     table: Mapping[GGMLType, Codec]
@@ -151,6 +163,7 @@ class _Planner:
     tiles: Tiles
     embedding: GGMLType | None
     chosen: _Chosen
+    unlike: list[str] = field(default_factory=list)
 
     def parts(self) -> Iterator[Part]:
         """Every tensor of the target, in order."""
@@ -172,8 +185,8 @@ class _Planner:
                 yield from self._packed(matrix)
 
     def _packed(self, matrix: MatrixSource) -> Iterator[Part]:
-        info, to = matrix.info, self.codec.type
-        if not self.source.made_here:
+        info, to, part = matrix.info, self.codec.type, matrix.part(self.codec)
+        if not self.source.made_here and not matrix.blockwise:
             matrix.scale()  # refuse before anything is written; what is made here costs too much to make twice
         fault = shape_fault(to, info.shape)
         if fault is not None:
@@ -184,8 +197,13 @@ class _Planner:
             key = (to, math.prod(info.shape[:-1]), info.shape[-1])
             known = key in self.tiles
             self.chosen[key] = tile_of(self.tiles, to, key[1:], UsageError) if known else propose_tile(to, key[1:])
-        yield matrix.part(self.codec)
-        if to in SCALE_BESIDE:
+        yield part
+        if matrix.blockwise:
+            if to in FLOATS:
+                self.unlike.append(info.name)
+            if to in SCALE_BESIDE and matrix.has_scale:
+                yield copy(self.source, matrix.beside)
+        elif to in SCALE_BESIDE:
             yield Part(
                 name=matrix.beside,
                 shape=(1,),

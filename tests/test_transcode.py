@@ -7,16 +7,19 @@ from itertools import permutations
 import golden_models
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_edits import edited, with_tail_scale
 from test_gguf_shards import split
 
 import bitnet
+from bitnet import parts
 from bitnet.codecs import CODECS, Ternary, Tile
 from bitnet.config import Numerics
-from bitnet.errors import GGUFError, UsageError
+from bitnet.errors import GGUFError, ModelFileError, UsageError
 from bitnet.formats import KERNEL_CONFIG_KEY, read_formats
 from bitnet.gguf import GGMLType, TensorData, read, write
-from bitnet.transcode import FILE_TYPES, SCALE_BESIDE, transcode
+from bitnet.transcode import FILE_TYPES, FLOATS, SCALE_BESIDE, plan, transcode
 
 I2_S, TQ1_0, TQ2_0, F32 = GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.F32
 TL1, TL2 = GGMLType.TL1, GGMLType.TL2
@@ -177,12 +180,57 @@ def refused(source, target, to, match):
     return caught.value
 
 
-def test_block_scales_that_differ(tmp_path):
-    blocks = np.array([[0.25, 0.5]], np.float32)
-    source = small(tmp_path / "s.gguf", trits(1, 512), kind=TQ2_0, block_scale=blocks)
-    for to in FILE_TYPES:
-        error = refused(source, tmp_path / "t.gguf", to, "w.weight has block scales that differ")
-        assert error.where == str(tmp_path / "s.gguf")
+@pytest.mark.parametrize("kind", [TQ1_0, TQ2_0], ids=lambda t: t.name)
+def test_block_scales_that_differ_are_kept_or_refused(tmp_path, kind):
+    blocks = np.array([[0.25, 0.5, 0.0]], np.float32)
+    beside = TensorData(name="w.scale", shape=(1,), type=F32, data=np.array([0.3], np.float32).view(np.uint8))
+    for extra in ((), (beside,)):
+        source = small(tmp_path / "s.gguf", trits(1, 768), kind=kind, block_scale=blocks, extra=extra)
+        for to in FILE_TYPES:
+            if to in (I2_S, TL1, TL2):
+                error = refused(source, tmp_path / "t.gguf", to, "w.weight has block scales that differ")
+                assert error.where == str(tmp_path / "s.gguf")
+                assert error.remedy == "without loss it can become one of TQ1_0, TQ2_0, F16, F32"
+                continue
+            target = read(transcode(source, tmp_path / f"{to.name}.gguf", to))
+            assert target.tensors["w.weight"].type == to
+            assert same(source.path, target.path)
+            assert ("w.scale" in target.tensors) == (bool(extra) and to in SCALE_BESIDE)
+            told = plan(source, to).notices
+            assert [("w.weight" in n and "without BitNet's int8 activations" in n) for n in told] == [True] * (
+                to in FLOATS
+            )
+            if to == kind:
+                assert (target.raw("w.weight") == source.raw("w.weight")).all()
+
+
+def test_what_is_packed_wrongly_is_refused_by_file_and_tensor(tmp_path):
+    blocks = np.repeat(np.array([[0.25], [0.5]], np.float32), 2, axis=0)
+    for scales in (blocks, np.ones_like(blocks)):
+        source = small(tmp_path / "s.gguf", trits(4, 256), kind=TQ2_0, block_scale=scales)
+        raw = source.raw("w.weight").copy()
+        raw[-66] = 0xFF
+        edited(source.path, tmp_path / "d.gguf", tensors={"w.weight": lambda _, raw=raw: raw})
+        with pytest.raises(ModelFileError, match=r"tensor w\.weight: ") as caught:
+            transcode(read(tmp_path / "d.gguf"), tmp_path / "t.gguf", TQ1_0)
+        assert caught.value.where == str(tmp_path / "d.gguf")
+        assert not (tmp_path / "t.gguf").exists()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), kind=st.sampled_from([TQ1_0, TQ2_0]), to=st.sampled_from(TERNARY))
+def test_the_scale_of_a_block_of_zeros_says_nothing(tmp_path_factory, data, kind, to):
+    """ggml's quantiser gives such blocks the scale 0."""
+    folder = tmp_path_factory.mktemp("zeros")
+    used = np.array(data.draw(st.lists(st.booleans(), min_size=8, max_size=8))).reshape(4, 2)
+    spare = np.array(data.draw(st.lists(st.sampled_from([0, 0.125, 3]), min_size=8, max_size=8))).reshape(4, 2)
+    values = trits(32, 512) * np.kron(used, np.ones((8, 256), np.int8)).astype(np.int8)
+    blocks = np.repeat(np.where(used, 0.25, spare), 8, axis=0).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PIECE", 512)
+        source = small(folder / "s.gguf", values, kind=kind, block_scale=blocks)
+        target = transcode(source, folder / "t.gguf", to)
+    assert same(source.path, target)
 
 
 def test_rows_that_do_not_suit(tmp_path):
