@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import TINY, schema
@@ -102,9 +104,30 @@ def test_an_answer_that_nobody_takes_ends_the_conversation(error, talk, monkeypa
         talk.handle(QUESTION)
 
 
-def test_a_file_that_takes_nothing_is_named_and_the_conversation_goes_on(talk, capsys):
-    talk.handle("/save /dev/full")
-    assert "/dev/full: No space left on device" in capsys.readouterr().err
+def test_a_disk_that_takes_nothing_leaves_what_was_saved_before(talk, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "talk.json"
+    talk.handle(f"/save {path}")
+    before = path.read_bytes()
+    write = Path.write_text
+
+    def full(self, text, **settings):
+        write(self, text[:5], **settings)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    capsys.readouterr()
+    talk.handle(f"/save {path}")
+    assert f"{path}: No space left on device" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_conversation_replaces_files_alone(talk, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("pipe", "is a device, a pipe or a socket"), (".", "is a folder"), ("no/x", "no such folder")):
+        talk.handle(f"/save {tmp_path / name}")
+        assert words in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_help_and_stats(talk, capsys):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet.cli.loading import summary
 from bitnet.cli.output import document
 from bitnet.errors import BitNetError, ResourceLimitError, UsageError
+from bitnet.staging import staged
 
 if TYPE_CHECKING:
     from bitnet.bitnet_model import BitNetModel
@@ -185,8 +186,10 @@ class Conversation:
         """Write the turns to a file."""
         path = _path(argument)
         text = document(_SCHEMA, {"messages": self.messages}) + "\n"
-        with _usable(path):
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: its escape in JSON
+        if not path.parent.is_dir():
+            raise UsageError("there is no such folder", where=path.parent, remedy="/save FILE in one that is there")
+        with _usable(path), staged(path, folder=False, force=True) as made:
+            made.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate: its escape in JSON
         _say(f"{len(self.messages)} turns are in {path}")
 
     def load(self, argument: str) -> None:
