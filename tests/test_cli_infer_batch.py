@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from command_line import MODELS, ROOT, TINY, run, schema, validated
@@ -177,6 +178,23 @@ def test_answers_do_not_go_into_the_file_of_prompts(named, more, tmp_path):
     assert done.code == 2
     assert "prompts and answers are the same file" in done.err
     assert asked.read_text() == '{"prompt": "One"}'
+
+
+@pytest.mark.parametrize("named", ["by its name", "by a link", "by a hard link"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_answers_do_not_go_into_the_model(named, more, tmp_path):
+    """It is mapped: a file that is cut off under it would end the process."""
+    asked, model, out = (tmp_path / name for name in ("in.jsonl", "m.gguf", "out.jsonl"))
+    asked.write_text('{"prompt": "One"}\n')
+    model.write_bytes(Path(TINY).read_bytes())
+    if named == "by a link":
+        out.symlink_to(model)
+    elif named == "by a hard link":
+        out.hardlink_to(model)
+    done = run("infer", "batch", asked, "-o", model if named == "by its name" else out, "-m", model, *more)
+    assert done.code == 2
+    assert "the model is read from it" in done.err
+    assert model.read_bytes() == Path(TINY).read_bytes()
 
 
 @pytest.mark.parametrize("arguments", ['- -o "$1" < "$1"', '"$1" -o - >> "$1"'])

@@ -35,8 +35,11 @@ from bitnet.cli.options import (
 )
 from bitnet.errors import UsageError
 
+_STANDARD_INPUT, _STANDARD_OUTPUT = 0, 1
+
 if TYPE_CHECKING:
     from bitnet.batch_file import Identity, Line
+    from bitnet.bitnet_model import BitNetModel
 
 
 def batch(
@@ -98,6 +101,7 @@ def batch(
         loaded = loading.load(
             model, device=device, threads=threads, tokenizer=tokenizer, packed_cache=packed_cache, quiet=quiet
         )
+        _check_not_read(answers, loaded)
         run = Run(loaded, config, prompts, n_batch=batch_size(n_batch), stop_on_error=stop_on_error)
         lines = read_lines(source)
         resumed, errors, write = _prepare(stack, answers, lines, run.identity, overwrite=overwrite, quiet=quiet)
@@ -139,14 +143,26 @@ def _open(prompts: str) -> BinaryIO:
 
 def _check_apart(prompts: str, answers: str) -> None:
     """Refuse answers that would go into the file of prompts, by another name or through a redirection too."""
-    standard_input, standard_output = 0, 1
-    source, target = standard_input if prompts == "-" else prompts, standard_output if answers == "-" else answers
+    if _same(_STANDARD_INPUT if prompts == "-" else prompts, answers):
+        raise UsageError("prompts and answers are the same file", where=answers, remedy="name another for the answers")
+
+
+def _check_not_read(answers: str, model: BitNetModel) -> None:
+    """Refuse answers that would go into a file the model is read from: it is mapped while they are written."""
+    for path in (*model.gguf.paths, model.discovery.path):
+        for file in path.iterdir() if path.is_dir() else (path,):
+            if _same(file, answers):
+                raise UsageError("the model is read from it", where=answers, remedy="name another for the answers")
+
+
+def _same(source: str | Path | int, answers: str) -> bool:
+    """Whether two names, or numbers of open files, are of one regular file."""
     try:
+        target = _STANDARD_OUTPUT if answers == "-" else answers
         found, there = os.stat(source), os.stat(target)  # noqa: PTH116  # of numbers, too
     except (OSError, ValueError):  # one is not there, or no path; who opens it says so
-        return
-    if os.path.samestat(found, there) and stat.S_ISREG(there.st_mode):
-        raise UsageError("prompts and answers are the same file", where=answers, remedy="name another for the answers")
+        return False
+    return os.path.samestat(found, there) and stat.S_ISREG(there.st_mode)
 
 
 def _prepare(
