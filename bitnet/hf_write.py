@@ -116,7 +116,7 @@ def write_checkpoint(source: GGUF, folder: Path, parts: list[Pair], form: Form =
                 shutil.copyfile(source.path / name, folder / name)
     else:
         try:
-            write_tokenizer(source, folder)
+            notices += write_tokenizer(source, folder)
         except TokenizerError as error:
             notices.append(f"no tokenizer is written: {error.what}")
     if form == "bf16":

@@ -8,7 +8,7 @@ One vocabulary reader and one encoder therefore serve all of them, and equal voc
 - a GGUF.
 
 What such a file leaves to its neighbours (which tokens begin and end a text, the chat template) is read from
-`tokenizer_config.json` and `chat_template.jinja` beside it.
+`tokenizer_config.json`, `chat_template.jinja` and `generation_config.json` beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ NAMES = ("tokenizer.json", "tokenizer.model")
 COMPANIONS = ("tokenizer_config.json", "chat_template.jinja")
 """Files that complete them."""
 
+_GENERATION = "generation_config.json"  # of the model; its eos_token_id lists every token that ends an answer
+_END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")  # GGUF's room for ends beside the EOS
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -72,6 +74,7 @@ class Companions:
         add_eos: Whether encoding appends `eos`; None if nothing is said.
         added: Tokens outside the vocabulary proper: id → (text, whether it is a control token).
         chat_template: Jinja source, or None.
+        end_ids: Tokens that end an answer, whatever else ends it.
     """
 
     bos: str | None = None
@@ -80,6 +83,7 @@ class Companions:
     add_eos: bool | None = None
     added: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
     chat_template: str | None = None
+    end_ids: tuple[int, ...] = ()
 
 
 def read(path: str | PathLike[str]) -> TokenizerFile:
@@ -108,15 +112,30 @@ def read(path: str | PathLike[str]) -> TokenizerFile:
     else:
         form = "sentencepiece"
         metadata, notices = tokenizer_model.parse_sentencepiece(raw, beside, where=where)
+    tokenizer = from_metadata(metadata, where=where)
+    ends = _further_ends(beside, tokenizer, notices)
+    if ends:
+        metadata |= ends
+        tokenizer = from_metadata(metadata, where=where)
     return TokenizerFile(
         path=path,
         sha256=hashlib.sha256(raw).hexdigest(),
         format=form,
-        tokenizer=from_metadata(metadata, where=where),
+        tokenizer=tokenizer,
         metadata=metadata,
         chat_template=beside.chat_template,
         notices=tuple(notices),
     )
+
+
+def _further_ends(beside: Companions, tokenizer: Tokenizer, notices: list[str]) -> dict[str, int]:
+    """Keys for the ends that the model's configuration lists, and the vocabulary alone does not give away."""
+    further = [i for i in dict.fromkeys(beside.end_ids) if i not in tokenizer.end_ids]
+    known = [i for i in further if i < tokenizer.n_vocab]
+    left = [i for i in further if i not in known[: len(_END_KEYS)]]
+    if left:
+        notices.append(f"{_GENERATION} lists ends that are not taken as such: ids {', '.join(map(str, left))}")
+    return dict(zip(_END_KEYS, known, strict=False))
 
 
 def in_folder(folder: Path) -> Path | None:
@@ -167,7 +186,7 @@ def damaged(what: str, *, where: str) -> TokenizerError:
 
 
 def read_companions(folder: Path) -> Companions:
-    """What `tokenizer_config.json` and `chat_template.jinja` in a folder say; nothing where they are absent.
+    """What `tokenizer_config.json` and its kin in a folder say; nothing where they are absent.
 
     Raises:
         TokenizerError: One of them is damaged.
@@ -187,7 +206,16 @@ def read_companions(folder: Path) -> Companions:
         add_eos=_flag(config, "add_eos_token", where=str(path)),
         added=_added(config.get("added_tokens_decoder", {}), where=str(path)),
         chat_template=template,
+        end_ids=_listed_ends(folder / _GENERATION),
     )
+
+
+def _listed_ends(path: Path) -> tuple[int, ...]:
+    found = parse_json(read_bytes(path, MAX_CONFIG), where=str(path)).get("eos_token_id") if path.is_file() else None
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(i) is int and i >= 0 for i in ends):
+        raise damaged(f"eos_token_id is {found!r}, which is no id and no list of ids", where=str(path))
+    return tuple(ends)
 
 
 def _from_gguf(path: Path) -> TokenizerFile:
