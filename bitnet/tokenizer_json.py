@@ -52,7 +52,7 @@ def parse(raw: bytes, beside: Companions, *, where: str) -> tuple[dict[str, Any]
     pieces = _pieces(file, model, beside)
     merges = _merges(file, model)
     steps = _steps(file.content.get("pre_tokenizer"))
-    notices = _stripping(file)
+    notices = _not_done(file, model)
     if any(step["type"] == "ByteLevel" for step in steps):
         keys = _byte_level(file, model, steps, pieces, merges, notices)
     else:
@@ -75,6 +75,13 @@ class _File:
             f"{what}, whose rules are not known",
             where=self.where,
             remedy="use the tokenizer in the model's GGUF, or one of a BitNet, Llama 3, Falcon or Qwen 2 model",
+        )
+
+    def untold(self, what: str) -> TokenizerError:
+        return TokenizerError(
+            f"{what}; there are no keys of a GGUF that say so",
+            where=self.where,
+            remedy="change that in the tokenizer's files, or use the tokenizer in the model's GGUF",
         )
 
     def object(self, name: str) -> Mapping[str, Any]:
@@ -272,7 +279,13 @@ def _sentence_pieces(
 
 def _ends(file: _File, beside: Companions, pieces: _Pieces, notices: list[str]) -> dict[str, Any]:
     """The tokens that begin and end a text: from the files beside, else from the post-processor."""
-    first, last = _template_ends(file.content.get("post_processor"))
+    first, last = _template_ends(file, pieces)
+    for role, put, named, flag in (
+        ("bos", first, beside.bos, beside.add_bos),
+        ("eos", last, beside.eos, beside.add_eos),
+    ):
+        if put is not None and named in pieces.ids and named != put and flag is not False:
+            raise file.untold(f"the post-processor adds {put!r}, but the {role} token beside is {named!r}")
     keys: dict[str, Any] = {
         "tokenizer.ggml.add_bos_token": first is not None if beside.add_bos is None else beside.add_bos,
         "tokenizer.ggml.add_eos_token": last is not None if beside.add_eos is None else beside.add_eos,
@@ -294,30 +307,77 @@ def _ends(file: _File, beside: Companions, pieces: _Pieces, notices: list[str]) 
     return keys
 
 
-def _template_ends(processor: object) -> tuple[str | None, str | None]:
-    """The special tokens that a post-processor puts before and after a text."""
-    if not isinstance(processor, dict):
+def _template_ends(file: _File, pieces: _Pieces) -> tuple[str | None, str | None]:
+    """The special tokens that the post-processor puts before and after a text, one each at most."""
+    processor = file.content.get("post_processor")
+    if processor is None:
         return None, None
-    inner = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
-    for part in inner if isinstance(inner, list) else []:
-        single = part.get("single") if isinstance(part, dict) and part.get("type") == "TemplateProcessing" else None
-        if isinstance(single, list) and single:
-            first, last = (_special(entry) for entry in (single[0], single[-1]))
-            return first, last if len(single) > 1 else None
-    return None, None
+    kind = processor.get("type") if isinstance(processor, dict) else None
+    parts = processor.get("processors") if kind == "Sequence" else [processor]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise file.error("post_processor is not an object")
+    templates = [part for part in parts if part.get("type") == "TemplateProcessing"]
+    strange = [part for part in parts if part.get("type") not in ("ByteLevel", "TemplateProcessing")]
+    if strange or len(templates) > 1:
+        spelled = ", ".join(str(part.get("type")) for part in parts)
+        raise file.unknown(f"the post-processor is {spelled}")
+    return _around(file, pieces, templates[0]) if templates else (None, None)
 
 
-def _special(entry: object) -> str | None:
-    special = entry.get("SpecialToken") if isinstance(entry, dict) else None
-    text = special.get("id") if isinstance(special, dict) else None
-    return text if isinstance(text, str) else None
+def _around(file: _File, pieces: _Pieces, template: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What a template has around its one text."""
+    single = template.get("single")
+    if not isinstance(single, list) or not all(isinstance(entry, dict) for entry in single):
+        raise file.error("the single template of the post-processor is not a list of tokens and a text")
+    texts = [i for i, entry in enumerate(single) if "Sequence" in entry]
+    if len(texts) != 1:
+        raise file.error(f"the single template of the post-processor has {len(texts)} texts, not one")
+    before, after = (
+        [_put(file, pieces, template, entry) for entry in part] for part in (single[: texts[0]], single[texts[0] + 1 :])
+    )
+    for where, found in (("before", before), ("after", after)):
+        if len(found) > 1:
+            raise file.untold(f"the post-processor puts {len(found)} tokens {where} a text ({', '.join(found)})")
+    return next(iter(before), None), next(iter(after), None)
 
 
-def _stripping(file: _File) -> list[str]:
-    listed = file.content.get("added_tokens") or []
-    stripping = [token for token in listed if isinstance(token, dict) and (token.get("lstrip") or token.get("rstrip"))]
-    if not stripping:
-        return []
-    example = stripping[0].get("content")
-    what = f"{len(stripping)} added tokens, such as {example!r}, swallow white space in Hugging Face's reading"
-    return [f"{what}; here it is kept, as in llama.cpp"]
+def _put(file: _File, pieces: _Pieces, template: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """The token that an entry of a template stands for: its name is a key of a table that has the ids."""
+    special, table = entry.get("SpecialToken"), template.get("special_tokens")
+    name = special.get("id") if isinstance(special, dict) else None
+    listed = table.get(name) if isinstance(table, dict) and isinstance(name, str) else None
+    ids = listed.get("ids") if isinstance(listed, dict) else None
+    if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < len(pieces.texts) for i in ids):
+        raise file.error(f"the post-processor puts {name!r}, for which it has no ids of the vocabulary")
+    if len(ids) > 1:
+        raise file.untold(f"the post-processor puts {len(ids)} tokens for {name!r}")
+    return pieces.texts[ids[0]]
+
+
+def _not_done(file: _File, model: Mapping[str, Any]) -> list[str]:
+    """What Hugging Face does beyond these rules; what changes words is refused, what is of batches or training is told.
+
+    Raises:
+        TokenizerError: The model marks the ends or the insides of words.
+    """
+    for field in ("end_of_word_suffix", "continuing_subword_prefix"):
+        if model.get(field):
+            raise file.unknown(f"model.{field} is {model[field]!r}")
+    notices = []
+    if model.get("dropout"):
+        notices.append(f"model.dropout is {model['dropout']}, for training; no merge is left out here")
+    for field, what in (("truncation", "cut"), ("padding", "filled up")):
+        if file.content.get(field) is not None:
+            notices.append(f"{field} is set in the file; here no text is {what}")
+    listed = [token for token in file.content.get("added_tokens") or [] if isinstance(token, dict)]
+    for flags, what, instead in (
+        (("lstrip", "rstrip"), "swallow white space", "it is kept"),
+        (("single_word",), "are read as words of their own alone", "they are read everywhere"),
+    ):
+        found = [token.get("content") for token in listed if any(token.get(flag) for flag in flags)]
+        if found:
+            notices.append(
+                f"{len(found)} added tokens, such as {found[0]!r}, {what} in Hugging Face's reading; "
+                f"here {instead}, as in llama.cpp"
+            )
+    return notices

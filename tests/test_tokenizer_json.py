@@ -95,6 +95,89 @@ def test_what_is_not_done_is_said():
     assert "no file names the eos token; <|end_of_text|> is taken" in notices
 
 
+def test_what_is_of_batches_and_training_is_said_and_nothing_is_where_it_is_off():
+    content = exports.tokenizer_json(GOLDEN)
+    content["model"]["dropout"], content["truncation"], content["padding"] = 0.5, {"max_length": 4}, {"pad_id": 0}
+    content["added_tokens"][1]["single_word"] = True
+    notices = " ".join(parse(content)[1])
+    for told in (
+        "model.dropout is 0.5, for training",
+        "truncation is set in the file; here no text is cut",
+        "padding is set in the file; here no text is filled up",
+        f"such as {content['added_tokens'][1]['content']!r}, are read as words of their own alone",
+    ):
+        assert told in notices
+    content = exports.tokenizer_json(GOLDEN)
+    content["model"] |= {"dropout": 0.0, "end_of_word_suffix": "", "continuing_subword_prefix": ""}
+    assert parse(content)[1] == parse(exports.tokenizer_json(GOLDEN))[1]
+
+
+SEQUENCE = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+def around(single, table):
+    """A tokenizer whose template is `single`: texts of tokens, None for the text; `table` has the ids of each."""
+    content = copy.deepcopy(exports.tokenizer_json(GOLDEN))
+    listed = {name: {"id": name, "ids": ids, "tokens": [name] * len(ids)} for name, ids in table.items()}
+    entries = [SEQUENCE if name is None else {"SpecialToken": {"id": name, "type_id": 0}} for name in single]
+    content["post_processor"]["processors"][1] |= {"single": entries, "special_tokens": listed}
+    return content
+
+
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+IDS = {text: i for i, text in enumerate(exports.texts(GOLDEN))}
+
+
+@given(
+    before=st.lists(st.sampled_from([BOS, EOS]), max_size=2), after=st.lists(st.sampled_from([BOS, EOS]), max_size=2)
+)
+@settings(max_examples=30, deadline=None)
+def test_tokens_around_a_text_are_those_of_hugging_face_or_refused(before, after):
+    content = around([*before, None, *after], {name: [IDS[name]] for name in (BOS, EOS)})
+    theirs = hf.Tokenizer.from_str(json.dumps(content))
+    if len(before) > 1 or len(after) > 1:
+        with pytest.raises(TokenizerError, match=r"puts 2 tokens (before|after) a text"):
+            parse(content)
+        return
+    found = read(content)
+    for text in ("the duck", ""):
+        assert found.encode(text) == tuple(theirs.encode(text).ids)
+
+
+def test_a_token_of_the_template_is_that_of_its_id_whatever_its_name_there():
+    content = around(["start", None], {"start": [IDS[EOS]]})
+    theirs = hf.Tokenizer.from_str(json.dumps(content))
+    assert read(content).encode("a duck") == tuple(theirs.encode("a duck").ids)
+    assert read(content).bos_id == IDS[EOS]
+
+
+@pytest.mark.parametrize(
+    ("single", "table", "message"),
+    [
+        ([BOS, None], {BOS: [IDS[BOS], 5]}, "puts 2 tokens for '<|begin_of_text|>'"),
+        ([BOS, None], {BOS: [10**6]}, "has no ids of the vocabulary"),
+        ([BOS, None], {BOS: []}, "has no ids of the vocabulary"),
+        ([BOS, None], {}, "has no ids of the vocabulary"),
+        ([BOS], {BOS: [IDS[BOS]]}, "has 0 texts, not one"),
+        ([None, None], {}, "has 2 texts, not one"),
+    ],
+)
+def test_a_template_that_says_something_else(single, table, message):
+    with pytest.raises(TokenizerError) as caught:
+        parse(around(single, table))
+    assert message in caught.value.what
+
+
+def test_two_files_that_name_other_tokens_around_a_text():
+    content = exports.tokenizer_json(GOLDEN)
+    with pytest.raises(TokenizerError, match=r"adds '<\|begin_of_text\|>', but the bos token beside is '<\|eot_id\|>'"):
+        parse(content, Companions(bos="<|eot_id|>"))
+    content = around([None, EOS], {EOS: [IDS[EOS]]})
+    with pytest.raises(TokenizerError, match=r"but the eos token beside is '<\|eot_id\|>'"):
+        parse(content, Companions(eos="<|eot_id|>", add_eos=True))
+    assert not read(content, Companions(eos="<|eot_id|>", add_eos=False)).add_eos
+
+
 def test_no_bos_is_added_where_none_is_known():
     content = exports.tokenizer_json(GOLDEN)
     content["post_processor"] = None
@@ -133,6 +216,19 @@ REFUSED = {
     "a prefix": (("pre_tokenizer", "pretokenizers", 1, "add_prefix_space"), True, "whose rules are not known"),
     "no pre-tokenizer": (("pre_tokenizer",), None, "is absent"),
     "whitespace": (("pre_tokenizer",), {"type": "Whitespace"}, "is Whitespace"),
+    "ends of words": (("model", "end_of_word_suffix"), "</w>", "model.end_of_word_suffix is '</w>'"),
+    "insides of words": (("model", "continuing_subword_prefix"), "##", "model.continuing_subword_prefix is '##'"),
+    "another post-processor": (
+        ("post_processor",),
+        {"type": "RobertaProcessing"},
+        "post-processor is RobertaProcessing",
+    ),
+    "two templates": (
+        ("post_processor", "processors", 0),
+        {"type": "TemplateProcessing"},
+        "is TemplateProcessing, TemplateProcessing",
+    ),
+    "no post-processor": (("post_processor",), 3, "post_processor is not an object"),
     "nested": (("pre_tokenizer", "pretokenizers"), [{"type": "Sequence"}, {"type": "ByteLevel"}], "not known"),
 }
 
