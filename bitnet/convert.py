@@ -287,6 +287,8 @@ def _plan_gguf(
         keys[f"{arch}.hidden_activation"] = (ValueType.STRING, config.activation)
     if keys.get(f"{name}.tie_word_embeddings") == (ValueType.BOOL, False):
         notices.append(f"the head is not the embedding; other engines of {name} may ignore it")
+    if isinstance(source, Checkpoint):  # whose tokenizer is told in the keys of a GGUF
+        notices += source.tokenizer_notices
     return replace(planned, metadata=keys), (*planned.notices, *notices)
 
 

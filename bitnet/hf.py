@@ -75,6 +75,7 @@ class Checkpoint(GGUF):
         config: What it says.
         matrices: The ternary matrices, by name.
         notices: What is worth telling about how it was read.
+        tokenizer_notices: And about how its tokenizer was, once that has been.
     """
 
     made_here = True
@@ -99,7 +100,10 @@ class Checkpoint(GGUF):
         self._place()
         self.tensors = MappingProxyType(self._infos)
         self.notices = tuple(self._notices)
-        self.metadata: _Metadata = _Metadata(self._keys(), lambda: read_tokenizer(folder, self.config.n_vocab))
+        self.tokenizer_notices: list[str] = []
+        self.metadata: _Metadata = _Metadata(
+            self._keys(), lambda: read_tokenizer(folder, self.config.n_vocab, self.tokenizer_notices)
+        )
         self.types = _Types(self.metadata)
 
     def __repr__(self) -> str:

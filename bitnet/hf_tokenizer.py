@@ -30,12 +30,13 @@ _FILE, _CONFIG, _GENERATION = "tokenizer.json", "tokenizer_config.json", "genera
 _TOKENS, _TYPES, _SCORES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "scores"))
 
 
-def read_tokenizer(folder: Path, n_vocab: int) -> Keys:
+def read_tokenizer(folder: Path, n_vocab: int, notices: list[str] | None = None) -> Keys:
     """The `tokenizer.*` keys of a checkpoint; none where no tokenizer lies in its folder.
 
     Args:
         folder: The checkpoint.
         n_vocab: Rows of its embedding; a shorter vocabulary is filled up.
+        notices: Gets what its user should know about how it was read.
 
     Raises:
         TokenizerError: The tokenizer is damaged, or of a kind that no BitNet model uses.
@@ -45,6 +46,8 @@ def read_tokenizer(folder: Path, n_vocab: int) -> Keys:
     if path is None:
         return {}
     found = tokenizer_files.read(path)
+    if notices is not None:
+        notices += found.notices
     plain = dict(found.metadata)
     missing = n_vocab - len(plain[_TOKENS])
     if missing > 0:

@@ -1,6 +1,7 @@
 """Conversions: every weight kept, or said; nothing half made."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -124,6 +125,15 @@ def test_a_name_that_something_else_has_is_refused_before_the_weights_are_read(t
     assert names(tmp_path / "app") == [".git", "config.json"]
     with pytest.raises(UsageError, match="File name too long"):
         convert(SOURCE, tmp_path / ("x" * 256), type="i2_s")
+
+
+def test_what_of_a_tokenizer_is_read_otherwise_is_told_where_it_is_rewritten(tmp_path):
+    convert(ck.FIXTURES.parent / "models" / "tiny-relu2.i2_s.gguf", tmp_path / "m", type="hf")
+    file = tmp_path / "m" / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFC"}}))
+    told = {to: convert(tmp_path / "m", tmp_path / to, type=to).notices for to in ("i2_s", "hf")}
+    assert any("the normaliser (NFC) is not applied" in notice for notice in told["i2_s"])
+    assert not any("normaliser" in notice for notice in told["hf"])  # the file goes along as it is
 
 
 def test_what_is_written_is_read_back_and_a_lie_is_caught(tmp_path, monkeypatch):
