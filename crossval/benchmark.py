@@ -39,6 +39,11 @@ class Task:
     batch: int = 1
 
     @property
+    def n_ctx(self) -> int:
+        """Tokens of a context that each sequence takes; what decoding begins with and the last token, too."""
+        return self.tokens if self.what == "prefill" else max(self.position, 1) + self.tokens + 1
+
+    @property
     def name(self) -> str:
         """As a person says it."""
         at = f" at {self.position}" if self.what == "decode" and self.position else ""

@@ -220,9 +220,10 @@ def _measure(
     from bitnet.kernels.bandwidth import measure
     from crossval.benchmark import Engine, alternate
     from crossval.benchmark_document import document, show
-    from crossval.benchmark_engines import LlamaCpp, Ours, peers
+    from crossval.benchmark_engines import LlamaCpp, Ours, check, peers
 
-    engines: list[Engine] = [Ours(file, head.value), *(peers(file, copies) if copies is not None else [])]
+    check(file, tasks)
+    engines: list[Engine] = [Ours(file, tasks, head.value), *(peers(file, copies) if copies is not None else [])]
     with progress(quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         try:

@@ -67,6 +67,15 @@ def test_what_a_list_of_numbers_is_not(folder):
             run("run", "--model", str(folder / "tiny.gguf"), option, text)
 
 
+def test_what_the_context_does_not_hold_is_not_measured(folder):
+    for command in ("run", "compare"):
+        for option, text in (("--decode", "100000"), ("--prefill", "8,5000"), ("--position", "0,2045")):
+            done = CliRunner().invoke(app, [command, "--model", str(folder / "tiny.gguf"), *SMALL, option, text])
+            assert isinstance(done.exception, UsageError)
+            assert "tiny.gguf has one of 2048" in str(done.exception)
+            assert done.stdout == ""
+
+
 def test_the_table(folder):
     done = run("run", "--model", str(folder / "tiny.gguf"), *SMALL)
     assert done.exit_code == 0
