@@ -23,6 +23,7 @@ app = group(
 
 HISTORY = Path("build/benchmark/history.jsonl")
 _SLOWER = 1  # the exit code of a regression
+_UNJUDGED = 4  # and of too few earlier runs to tell one
 
 _LIST = "N[,N…]"
 
@@ -107,25 +108,35 @@ def compare(
     out: OutOption = None,
     history: Annotated[Path, typer.Option(help="Ratios are appended here.")] = HISTORY,
     gate: Annotated[
-        float | None, typer.Option(min=0, help="Fail if a ratio is this share below its median on this machine: 0.1.")
+        float | None,
+        typer.Option(help="Fail if a ratio is this share below its median on this machine: 0.1."),
     ] = None,
     quiet: Quiet = False,
     output: Output = Format.human,
 ) -> None:
     """Measure this engine and llama.cpp (TQ2_0 and TQ1_0 copies of the same weights) in turn.
 
-    Exit codes: 1 slower than the gate allows; 4 llama.cpp cannot run here.
-    """
-    from crossval import benchmark_history
+    A ratio that --gate finds slower is entered as such, and later medians leave it out; one that was made without
+    --gate counts as it is, so a few such runs make another speed the usual one. A gate needs 3 earlier runs.
 
+    Exit codes: 1 slower than the gate allows; 4 llama.cpp cannot run here, or a gate has too few earlier runs.
+    """
+    from bitnet.errors import UsageError
+    from crossval.benchmark_history import History
+
+    if gate is not None and not 0 <= gate < 1:  # NaN is neither
+        raise UsageError(f"is {gate}", where="--gate", remedy="a share from 0 up, below 1, such as 0.1")
+    earlier = History(history)
     file = _model(model, shape, folder, quiet=quiet)
     tasks = _tasks(threads, decode, prefill, position, None)
     found = _measure(file, tasks, repeats, head, folder, out, quiet=quiet, output=output)
-    slower = benchmark_history.enter(history, file.name, found, gate, head.value)
-    for line in slower:
+    verdict = earlier.enter(file.name, found, gate, head.value)
+    for line in verdict.slower:
         print(f"slower: {line}", file=sys.stderr)
-    if slower:
-        raise typer.Exit(_SLOWER)
+    for line in verdict.unjudged:
+        print(f"gate: {line}", file=sys.stderr)
+    if verdict.slower or verdict.unjudged:
+        raise typer.Exit(_SLOWER if verdict.slower else _UNJUDGED)
 
 
 @app.command(

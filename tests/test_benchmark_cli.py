@@ -87,14 +87,29 @@ def test_against_llama_cpp(folder):
     pytest.importorskip("llama_cpp")
     history = folder / "history.jsonl"
     arguments = ("--model", str(folder / "tiny.gguf"), "--folder", str(folder), "--history", str(history))
-    for _ in range(2):
-        done = run("compare", *arguments, *SMALL, "--format", "json", "--gate", "0.9")
-        assert done.exit_code == 0
+    for before, code, told in ((None, 4, "0 of 3 earlier runs, not judged"), (1e-6, 0, ""), (1e6, 1, "slower: ")):
+        if before is not None:
+            line = json.loads(history.read_text().splitlines()[0])
+            line["ratios"] = dict.fromkeys(line["ratios"], before)
+            history.write_text(3 * f"{json.dumps(line)}\n")
+        done = run("compare", *arguments, *SMALL, "--format", "json", "--gate", "0.1")
+        assert done.exit_code == code
+        assert done.stderr.count(told or "run") == (2 if told else 0)
         document = json.loads(done.stdout)
         jsonschema.validate(document, SCHEMA)
         assert {row["engine"] for row in document["rows"]} == {"bitnet", "llama.cpp TQ2_0", "llama.cpp TQ1_0"}
         assert len(document["ratios"]) == 2
-    assert len(history.read_text().splitlines()) == 2
+    assert len(history.read_text().splitlines()) == 4
+
+
+def test_a_history_is_read_before_anything_is_measured(folder):
+    history = folder / "damaged.jsonl"
+    history.write_bytes(b"\xff\n")
+    with pytest.raises(UsageError, match="line 1 is no entry"):
+        run("compare", "--model", str(folder / "none.gguf"), "--history", str(history))
+    for gate in ("nan", "1", "-0.1"):
+        with pytest.raises(UsageError, match="--gate: is"):
+            run("compare", "--model", str(folder / "none.gguf"), "--gate", gate)
 
 
 def test_what_has_no_meaning(folder, monkeypatch):
