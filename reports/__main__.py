@@ -94,12 +94,16 @@ def roofline_command(
     print(f"wrote {out}")
 
 
-def main() -> None:
-    """The command line; a user's mistake is one sentence on standard error, never a traceback."""
+def main(name: str = "reports") -> None:
+    """The command line; a user's mistake is one sentence on standard error, never a traceback.
+
+    Args:
+        name: Whom the user called.
+    """
     try:
-        program.run("reports", lambda: app(prog_name="python -m reports"))
+        program.run(name, lambda: app(prog_name="python -m reports"))
     except (receipts.ReceiptError, ReportError) as error:
-        print(f"reports: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

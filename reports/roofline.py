@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,50 @@ from typing import Any
 from reports.errors import ReportError
 
 _REMEDY = "give what `bitnet benchmark run --out FILE` wrote"
-_SCHEMA = "urn:bitnet-crossval:benchmark-1"
+_SCHEMA_FILE = Path(__file__).resolve().parent.parent / "schemas" / "benchmark-1.schema.json"
+_PICTURES = (".png", ".svg")
+_SHOWN = 200  # characters of what is wrong
 
 
 def read(path: Path) -> dict[str, Any]:
     """A document that `bitnet benchmark` wrote. Raises `ReportError` for anything else."""
+    from jsonschema import Draft202012Validator  # slow to import, as is what draws
+
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        document: dict[str, Any] = json.loads(
+            path.read_text("utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"cannot be read as JSON: {error}", where=path, remedy=_REMEDY) from None
-    if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
-        raise ReportError("is no benchmark", where=path, remedy=_REMEDY)
-    if not any(_drawable(row) for row in document.get("rows", [])):
+    schema = json.loads(_SCHEMA_FILE.read_text("utf-8"))
+    for breach in Draft202012Validator(schema).iter_errors(document):
+        what = f"is no benchmark: {breach.json_path}: {breach.message[:_SHOWN]}"
+        raise ReportError(what, where=path, remedy=_REMEDY)
+    drawable = [row for row in document["rows"] if _drawable(row)]
+    for row in drawable:
+        if not row["interval"][0] <= row["tokens_per_second"] <= row["interval"][1]:
+            raise ReportError(
+                f"is no benchmark: {row['tokens_per_second']} tokens/s lie outside {row['interval']}",
+                where=path,
+                remedy=_REMEDY,
+            )
+    if not drawable:
         raise ReportError(
             "has no decode whose bytes are known, so there is nothing to draw", where=path, remedy=_REMEDY
         )
     return document
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:_SHOWN]} is no number to draw")
+    return value
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def draw(document: Mapping[str, Any], out: Path) -> None:
@@ -33,9 +62,20 @@ def draw(document: Mapping[str, Any], out: Path) -> None:
 
     Across: bytes of weights a token, logarithmic. Up: tokens a second. The lines are the limits of so many threads, the
     points what was measured, with their intervals.
+
+    Args:
+        document: As `read` gives it.
+        out: The file; its folder is made.
+
+    Raises:
+        ReportError: The name ends like no picture's.
     """
+    if out.suffix.lower() not in _PICTURES:
+        raise ReportError("is no name of a picture", where=out, remedy="let it end with .png or .svg")
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
+
+    from reports.figures.canvas import plain
 
     rows = [row for row in document["rows"] if _drawable(row)]
     bandwidth = {b["threads"]: b["bytes_per_second"] for b in document["bandwidth"]}
@@ -61,7 +101,7 @@ def draw(document: Mapping[str, Any], out: Path) -> None:
             marker=markers.get(engine, "."),
             linestyle="none",
             capsize=3,
-            label=None if engine in seen else engine,
+            label=None if engine in seen else plain(engine),
         )
         seen.add(engine)
         share = row["share_of_bandwidth"]
@@ -74,9 +114,11 @@ def draw(document: Mapping[str, Any], out: Path) -> None:
             set_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("weights read for a token, MB")
     axes.set_ylabel("decode, tokens/s")
-    axes.set_title(f"{document['model']['file']} on {document['machine']['cpu']}", fontsize=10)
+    title = f"{document['model']['file']} on {document['machine']['cpu']}"
+    axes.set_title(plain(title), fontsize=10, parse_math=False)
     axes.grid(visible=True, which="both", alpha=0.25)
-    axes.legend(fontsize=8)
+    for text in axes.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
 

@@ -133,10 +133,9 @@ def test_it_is_a_command_of_bitnet(monkeypatch):
     assert "benchmark" in CliRunner().invoke(main_app.app, ["--help"]).stdout
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "other"}', '{"schema": "urn:bitnet-crossval:benchmark-1"}'])
-def test_a_document_that_is_none(tmp_path, text):
-    from reports.build import ReportError
-
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ReportError, match="hint: give what"):
-        roofline.read(tmp_path / "a.json")
+def test_the_picture_of_another_program_speaks_for_this_one(folder, capfd):
+    (folder / "no.json").write_text("{")
+    assert run("roofline", str(folder / "no.json")).exit_code == 2
+    told = capfd.readouterr().err
+    assert told.startswith(f"bitnet: {folder}/no.json: cannot be read as JSON")
+    assert "Traceback" not in told
