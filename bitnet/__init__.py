@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitnet.config import ModelConfig, Numerics
     from bitnet.errors import (
         BitNetError,
+        ContextLengthError,
         DownloadError,
         GGUFError,
         ModelFileError,
@@ -39,6 +40,7 @@ __all__ = [
     "BitNetError",
     "BitNetModel",
     "CacheStats",
+    "ContextLengthError",
     "Decoder",
     "DeviceInfo",
     "DownloadError",
@@ -63,6 +65,7 @@ _HOME = {
     "BitNetError": "bitnet.errors",
     "BitNetModel": "bitnet.bitnet_model",
     "CacheStats": "bitnet.cache_pool",
+    "ContextLengthError": "bitnet.errors",
     "Decoder": "bitnet.generate",
     "DeviceInfo": "bitnet.machine",
     "DownloadError": "bitnet.errors",

@@ -3,8 +3,8 @@
 The file of answers is its own journal. Its records are in the order of the prompts and each is one whole line, synced
 to the disk before the next is begun; so after a kill at any moment it holds the first n answers, and at most a piece of
 one more, which is cut off once all before it are known to be this run's. Every record has digests of its prompt, of the
-model and of the settings: a run with others is refused rather than mixed in. Nothing in a record depends on time or
-chance, so a file that was made in several runs has the same bytes as one made in a single run.
+model and of the settings: a run with others is refused rather than mixed in. Nothing in a record depends on time,
+memory or chance, so a file that was made in several runs has the same bytes as one made in a single run.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitnet.batch_file import Identity, Line, Request, digest_of, parse
 from bitnet.bitnet_model import BitNetModel
-from bitnet.errors import BitNetError
+from bitnet.errors import BitNetError, ContextLengthError, ResourceLimitError
 from bitnet.generate import Generation
 from bitnet.generation_config import GenerationConfig
 
@@ -35,7 +35,12 @@ class Run:
         self.identity = Identity(model=digest_of(parts), settings=digest_of(config.to_dict()))
 
     def answers(self, lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
-        """A record for each line, in order."""
+        """A record for each line, in order.
+
+        Raises:
+            ResourceLimitError: There is no memory for a line; there may be in another run, so it has no record yet.
+            BitNetError: A bad line, with `stop_on_error`.
+        """
         while group := list(islice(lines, self.n_batch)):
             for line, asked, answer in self._together(group):
                 yield self._record(line, asked, answer)
@@ -69,6 +74,10 @@ class Run:
 
     def _record(self, line: Line, asked: Request | None, answer: Generation | BitNetError) -> dict[str, Any]:
         name = asked.id if asked is not None else None
+        if isinstance(answer, ResourceLimitError) and not isinstance(answer, ContextLengthError):
+            remedy = "free memory, or raise BITNET_MEMORY_LIMIT; answers before it are kept, and the same run goes on"
+            where = f"{self.name}, line {line.number}"
+            raise ResourceLimitError(answer.what, where=where, remedy=remedy) from answer
         record = {"line": line.number, "id": name, "input": line.digest, **asdict(self.identity)}
         self.written += 1
         if isinstance(answer, BitNetError):

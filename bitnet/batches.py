@@ -29,7 +29,8 @@ def generate_batch(
     beginning that prompts share is evaluated once.
 
     Raises:
-        ResourceLimitError: A prompt fills the context, or the cache has no room even for one.
+        ContextLengthError: A prompt fills the context.
+        ResourceLimitError: The cache has no room even for one.
     """
     sequences = []
     for i, (ids, meter) in enumerate(zip(prompts, meters, strict=True)):

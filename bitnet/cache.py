@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.cache_pool import PAGE, KVPool, pages_for
-from bitnet.errors import ResourceLimitError, UsageError
+from bitnet.errors import ContextLengthError, UsageError
 from bitnet.linear import Float32, round_f16
 
 #: Pages at the beginning that are never dropped.
@@ -103,10 +103,10 @@ class KVCache:
         """Have pages for `n_token` more tokens; their first position.
 
         Raises:
-            ResourceLimitError: They do not fit; nothing was changed.
+            ContextLengthError: They do not fit; nothing was changed.
         """
         if self.n_past + n_token > self.n_ctx:
-            raise ResourceLimitError(
+            raise ContextLengthError(
                 f"{self.n_past} + {n_token} tokens exceed the context of {self.n_ctx}",
                 remedy="shorten the prompt, or ask for fewer tokens",
             )

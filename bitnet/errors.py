@@ -125,3 +125,7 @@ class ResourceLimitError(BitNetError):
 
     exit_code = 6
     severity = "resource"
+
+
+class ContextLengthError(ResourceLimitError):
+    """A prompt does not fit in the model's context, however much memory there is."""

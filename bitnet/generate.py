@@ -12,7 +12,7 @@ import numpy as np
 
 from bitnet import html
 from bitnet.cache import KVCache
-from bitnet.errors import ResourceLimitError
+from bitnet.errors import ContextLengthError
 from bitnet.generation_config import GenerationConfig
 from bitnet.linear import Float32
 from bitnet.lookahead import Lookahead
@@ -106,7 +106,7 @@ class Continuation:
         if self.config.context == "slide":
             return self.config.max_new_tokens
         if n_prompt >= n_ctx:
-            raise ResourceLimitError(
+            raise ContextLengthError(
                 f"the prompt has {n_prompt} tokens; the model's context is {n_ctx}",
                 remedy="shorten the prompt, or let the context slide",
             )

@@ -161,8 +161,24 @@ def test_a_prompt_too_long_for_the_context_is_an_error_of_its_line(tmp_path):
     path.write_text(json.dumps({"prompt": "duck " * 2000}) + "\n" + json.dumps({"prompt": "The duck"}) + "\n")
     assert batch(path).code == 1
     first, second = answers(path)
-    assert first["error"]["error"] == "ResourceLimitError"
+    assert first["error"]["error"] == "ContextLengthError"
     assert second["error"] is None
+
+
+def test_a_lack_of_memory_is_no_answer(monkeypatch, asked):
+    texts = ["The duck", 1, "duck " * 200, "duck " * 2000, "In the park"]
+    asked.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    with monkeypatch.context() as little:
+        little.setattr("bitnet.runtime.pool_pages", lambda *_: 2)  # 128 tokens
+        done = batch(asked)
+    assert done.code == 6
+    assert f"{asked}, line 3: " in done.err
+    assert "do not fit in the KV cache of 128" in done.err
+    assert [a["error"] is None for a in answers(asked)] == [True, False]
+    assert batch(asked).code == 1
+    assert [a["error"] is None for a in answers(asked)] == [True, False, True, False, True]
+    batch(asked, out=asked.with_name("usual.jsonl"))
+    assert asked.with_name("out.jsonl").read_bytes() == asked.with_name("usual.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from bitnet import errors
-from bitnet.errors import BitNetError, GGUFError, ModelFileError, ResourceLimitError, TokenizerError, UsageError
+from bitnet.errors import (
+    BitNetError,
+    ContextLengthError,
+    GGUFError,
+    ModelFileError,
+    ResourceLimitError,
+    TokenizerError,
+    UsageError,
+)
 
 ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, BitNetError)]
 
@@ -27,6 +35,7 @@ ALL = [value for value in vars(errors).values() if isinstance(value, type) and i
         (GGUFError, 3),
         (TokenizerError, 3),
         (ResourceLimitError, 6),
+        (ContextLengthError, 6),
     ],
 )
 def test_exit_codes_are_those_of_the_design(error, code):

@@ -74,7 +74,7 @@ def batch(
 
     A line asks {"prompt": TEXT}, {"messages": [...]} or {"ids": [...]}, with an "id" of yours and settings of its own
     if you like. Answers come in the same order, each on the disk before the next is begun. A bad line gets an error for
-    an answer, and the command then leaves with 1.
+    an answer, and the command then leaves with 1. Where memory is short it leaves with 6 and goes on there next time.
     """
     from bitnet.batch_file import read_lines
     from bitnet.batch_run import Run
