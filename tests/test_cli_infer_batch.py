@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -132,6 +133,17 @@ def test_pipes(asked):
     assert done.err == ""
 
 
+def test_a_pipe_with_a_name_is_read_as_one(asked, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(asked.read_bytes(),), daemon=True)
+    writer.start()
+    done = run("infer", "batch", pipe, "-o", tmp_path / "of-pipe.jsonl", "-m", TINY, "-n", "12")
+    batch(asked)
+    assert "10 answers written, 2 errors" in done.err
+    assert (tmp_path / "of-pipe.jsonl").read_bytes() == asked.with_name("out.jsonl").read_bytes()
+
+
 def test_values_that_cannot_be_written_or_computed_with_stop_nothing(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text(
@@ -236,7 +248,10 @@ def test_a_file_of_something_else_keeps_its_tail(asked, tmp_path):
         assert other.read_bytes() == content
 
 
-@pytest.mark.parametrize(("name", "out", "message"), [("none", "out", "no such"), ("in", "no/out", "No such")])
+@pytest.mark.parametrize(
+    ("name", "out", "message"),
+    [("none", "out", "no such file"), ("", "out", "is a folder"), ("in", "no/out", "No such")],
+)
 def test_paths_that_do_not_exist(name, out, message, tmp_path):
     (tmp_path / "in").write_text('{"prompt": "a"}\n')
     done = run("infer", "batch", tmp_path / name, "-o", tmp_path / out, "-m", TINY)

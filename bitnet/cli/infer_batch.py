@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 
 def batch(
-    prompts: Annotated[str, typer.Argument(metavar="PROMPTS", help="JSON Lines; `-` reads standard input.")],
+    prompts: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="JSON Lines, a file or a pipe; `-` reads standard input.")
+    ],
     answers: Annotated[
         str, typer.Option("--output", "-o", metavar="ANSWERS", help="JSON Lines; `-` writes standard output.")
     ],
@@ -136,9 +138,13 @@ def _open(prompts: str) -> BinaryIO:
     if prompts == "-":
         return io.BytesIO(sys.stdin.buffer.read())
     path = Path(prompts)
-    if not path.is_file():
-        raise UsageError("there is no such file", where=path, remedy="give a file of JSON Lines, or `-`")
-    return path.open("rb")
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise UsageError(what, where=path, remedy="give a file of JSON Lines, or `-`")
+    if path.is_file():
+        return path.open("rb")
+    with path.open("rb") as pipe:  # which is read once, and the lines are gone through twice
+        return io.BytesIO(pipe.read())
 
 
 def _check_apart(prompts: str, answers: str) -> None:
