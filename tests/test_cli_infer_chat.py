@@ -144,6 +144,38 @@ def test_from_a_pipe_answers_alone_are_on_stdout():
     assert "> " not in done.out
 
 
+def test_lines_may_end_as_on_windows(tmp_path):
+    path = tmp_path / "talk.json"
+    text = f'One day\r\n"""\r\na\r\nb\r\n"""\r\n/save {path}\r\n/quit\r\nnot read\r\n'
+    done = run("infer", "chat", "-m", TINY, "-n", "2", "-q", stdin=text)
+    assert done.code == 0
+    assert [m["content"] for m in json.loads(path.read_text())["messages"][::2]] == ["One day", "a\nb"]
+
+
+def test_a_block_without_an_end_is_answered():
+    done = run("infer", "chat", "-m", TINY, "-n", "5", "--preset", "greedy", "-q", stdin='"""\nOne day\n')
+    assert done.out == run("infer", "chat", "-m", TINY, "-n", "5", "--preset", "greedy", "-q", stdin="One day").out
+    assert done.out.strip()
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        (f"{'duck ' * 2000}\nOne day\n", 6),
+        (f"/undo\n{'duck ' * 2000}\n", 2),
+        ("One day\n/load /nowhere/none\n/quit\n", 2),
+    ],
+)
+def test_from_a_pipe_what_could_not_be_done_is_told_in_the_end_too(typed, code):
+    assert run("infer", "chat", "-m", TINY, "-n", "2", "-q", stdin=typed).code == code
+
+
+def test_the_help_names_one_default():
+    text = run("infer", "chat", "--help").out
+    assert "default: 512" in text
+    assert "128" not in text
+
+
 def test_the_end_of_the_pipe_is_the_end():
     assert run("infer", "chat", "-m", TINY, "-q", stdin="").out == ""
 
@@ -169,6 +201,8 @@ def test_a_saved_conversation_goes_on(tmp_path):
         (["one\\", "two\\", "three"], "one\ntwo\nthree"),
         (["one\\"], "one\n"),
         (['"""', "one", "", "/two", '"""'], "one\n\n/two"),
+        (['"""', "one", "two"], "one\ntwo"),
+        (['"""'], ""),
     ],
 )
 def test_messages_of_several_lines(typed, due):

@@ -78,6 +78,7 @@ class Conversation:
     Attributes:
         messages: Turns as `role` and `content`, oldest first.
         last: The last answer with what it cost, or None.
+        mistake: The first error that was told, or None.
     """
 
     def __init__(self, model: BitNetModel, config: GenerationConfig, *, system: str | None = None) -> None:
@@ -85,6 +86,7 @@ class Conversation:
         self.config = config
         self.messages: list[dict[str, str]] = []
         self.last: Generation | None = None
+        self.mistake: BitNetError | None = None
         self._retries = 0
         self.set_system(system)
 
@@ -108,6 +110,7 @@ class Conversation:
             elif text.strip():
                 self.ask(text)
         except BitNetError as error:
+            self.mistake = self.mistake or error
             _say(str(error))
 
     def ask(self, text: str) -> None:
@@ -125,7 +128,7 @@ class Conversation:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
             except ResourceLimitError as error:
-                raise UsageError(f"there is no room for this message: {error.what}", remedy=_FULL) from None
+                raise type(error)(f"there is no room for this message: {error.what}", remedy=_FULL) from None
             except KeyboardInterrupt:
                 decoder = None
         sys.stdout.write("\n")

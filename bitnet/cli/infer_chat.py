@@ -13,7 +13,6 @@ import typer
 from bitnet.cli.options import (
     ContextOption,
     Device,
-    MaxNewTokens,
     ModelOption,
     PackedCache,
     Penalty,
@@ -39,7 +38,9 @@ def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
     load: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     preset: PresetOption = Preset.balanced,
-    max_new_tokens: MaxNewTokens = _ANSWER,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=0, help="At most this many tokens an answer.")
+    ] = _ANSWER,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -54,7 +55,11 @@ def chat(
     history: Annotated[bool, typer.Option(help="Remember what was typed, for the arrow keys next time.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Talk with a model. /help lists what can be typed; Ctrl-C stops an answer, Ctrl-D leaves."""
+    """Talk with a model. /help lists what can be typed; Ctrl-C stops an answer, Ctrl-D leaves.
+
+    From a pipe a line that cannot be answered or done does not stop it either; it then leaves with the exit code of the
+    first such line.
+    """
     from bitnet.cli import loading
     from bitnet.cli.conversation import Conversation, Quit, read_messages
 
@@ -93,6 +98,8 @@ def chat(
     if terminal:
         print(file=sys.stderr)
     loading.tell(loaded, chat=True, quiet=quiet, told=told)
+    if talk.mistake is not None and not terminal:
+        raise typer.Exit(talk.mistake.exit_code)
 
 
 def _message(*, terminal: bool) -> str:
@@ -104,7 +111,7 @@ def _message(*, terminal: bool) -> str:
         line = sys.stdin.readline()
         if not line:
             raise EOFError
-        return line.rstrip("\n")
+        return line.removesuffix("\n").removesuffix("\r")
 
     return message(ask)
 
@@ -118,8 +125,9 @@ def message(ask: Callable[[str], str]) -> str:
     first = ask("> ")
     if first.strip() == _BLOCK:
         block: list[str] = []
-        while (line := ask(". ")).strip() != _BLOCK:
-            block.append(line)
+        with suppress(EOFError):  # what came is the message, as it is where the last line goes on
+            while (line := ask(". ")).strip() != _BLOCK:
+                block.append(line)
         return "\n".join(block)
     lines = [first]
     while lines[-1].endswith("\\"):
