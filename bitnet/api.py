@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -70,6 +72,17 @@ def _read(gguf: GGUF, config: ModelConfig, place: Entry | None, device: str) -> 
     return read_weights(gguf, config), False
 
 
+@contextmanager
+def _blaming(name: str, *, given: str | None) -> Iterator[None]:
+    """Name the argument, not the variable that it took the place of, as what is at fault."""
+    try:
+        yield
+    except UsageError as error:
+        if not given:
+            raise
+        raise UsageError(error.what, where=name, remedy=error.remedy) from error
+
+
 def load(
     path: str | os.PathLike[str] | None = None,
     *,
@@ -115,9 +128,19 @@ def load(
         path_of(tokenizer, "tokenizer")
     if numerics is not None:
         instance_of(numerics, Numerics, "numerics", "a bitnet.Numerics")
-    device = device or os.environ.get("BITNET_DEVICE") or "cpu"
-    check_device(device)
-    variant = choose(isa) if device == "cpu" else PLAIN
+    for name, text in (("device", device), ("isa", isa)):
+        if text is not None:
+            instance_of(text, str, name, "a name, such as cpu" if name == "device" else "a name, such as avx2")
+    if cache_bytes is not None:
+        wanted = f"a number of bytes, 1 to {sys.maxsize}"
+        cache_bytes = whole_number(cache_bytes, "cache_bytes", wanted, most=sys.maxsize)
+    if not callable(on_packing):
+        raise UsageError(f"on_packing is {on_packing!r}", remedy="give a function of two numbers, or leave it out")
+    with _blaming("device", given=device):
+        device = device or os.environ.get("BITNET_DEVICE") or "cpu"
+        check_device(device)
+    with _blaming("isa", given=isa):
+        variant = choose(isa) if device == "cpu" else PLAIN
     if numerics is not None and numerics.activation == "q8_k":
         variant = for_blocks(variant)
     if n_threads is None:

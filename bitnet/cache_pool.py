@@ -104,7 +104,7 @@ class KVPool:
         try:
             self.keys: NDArray[Any] = aligned(shape, dtype, zeros=True)
             self.values: NDArray[Any] = aligned(shape, dtype, zeros=True)
-        except MemoryError as error:
+        except (MemoryError, ValueError) as error:  # numpy: more than an array may have
             raise ResourceLimitError(
                 f"a KV cache of {n_page * PAGE} tokens needs {n_page * self.page_bytes / 1e9:.1f} GB",
                 remedy="ask for a shorter context, or give the cache fewer bytes",

@@ -254,6 +254,8 @@ class Network:
     def _check(self, ids: Sequence[int]) -> NDArray[np.int64]:
         if not len(ids):
             raise UsageError("there are no tokens to evaluate")
+        if bool in map(type, ids):
+            raise UsageError("token ids are whole numbers, not True or False")
         try:
             tokens = np.array([operator.index(i) for i in ids], np.int64)
         except (TypeError, OverflowError) as error:

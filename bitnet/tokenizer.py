@@ -17,6 +17,7 @@ from typing import Any
 
 import tokenizers as hf
 
+from bitnet.arguments import instance_of
 from bitnet.errors import TokenizerError, UsageError
 from bitnet.gguf import GGUF
 from bitnet.pretokenizers import BYTE_SYMBOLS, IGNORE_MERGES, build, rules_of
@@ -95,7 +96,9 @@ class Tokenizer:
 
         Raises:
             TokenizerError: An SPM vocabulary without byte tokens cannot spell a character.
+            UsageError: It is no string.
         """
+        instance_of(text, str, "text", "a str; bytes are decoded first")
         text = _SURROGATE.sub("\ufffd", text)
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:

@@ -102,11 +102,27 @@ def test_devices(monkeypatch):
     assert bitnet.load(SOURCE).network.backend.device == "plain"
     assert bitnet.load(SOURCE, device="cpu").network.backend.device == "cpu"
     for device in ("cuda", "CPU", "gpu:0"):
-        with pytest.raises(UsageError, match=rf"no device '{device}'\n.*one of cpu, plain"):
+        with pytest.raises(UsageError, match=rf"^device: no device '{device}'\n.*one of cpu, plain"):
             bitnet.load(SOURCE, device=device)
     monkeypatch.setenv("BITNET_DEVICE", "tpu")
-    with pytest.raises(UsageError, match="no device 'tpu'"):
+    with pytest.raises(UsageError, match=r"^BITNET_DEVICE: no device 'tpu'"):
         bitnet.load(SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"device": ["cpu"]}, r"device is \['cpu'\]"),
+        ({"isa": 2}, "isa is 2"),
+        ({"isa": "foo"}, "^isa: no kernels for 'foo'"),
+        ({"on_packing": None}, "on_packing is None"),
+        ({"cache_bytes": 10**20}, f"cache_bytes is {10**20}"),
+        ({"cache_bytes": 10**400}, "cache_bytes is 1000"),
+    ],
+)
+def test_arguments_without_meaning(argument, message):
+    with pytest.raises(UsageError, match=message):
+        bitnet.load(SOURCE, **argument)
 
 
 # --- damaged files -------------------------------------------------------------------------------------------------

@@ -347,6 +347,8 @@ def test_numerics_that_rows_do_not_allow_are_refused(models):
         ((2**70,), "whole numbers"),
         ((1.5,), "whole numbers"),
         (("a",), "whole numbers"),
+        ((3, True), "whole numbers"),
+        ((np.bool_(1),), "whole numbers"),
     ],
 )
 def test_what_are_no_tokens(models, ids, reason):

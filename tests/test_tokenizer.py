@@ -112,6 +112,12 @@ def test_the_battery_tells_unicode_versions_apart(monkeypatch):
     assert recorded.measure_plane(encoder(newer), 1) != RECORDED["pairs:llama-bpe"]["planes"][1]
 
 
+@pytest.mark.parametrize("text", [b"The", None, 3, ["The"]])
+def test_what_is_no_text_is_refused(golden, text):
+    with pytest.raises(UsageError, match="text is"):
+        golden.encode(text)
+
+
 def test_control_tokens_are_text_when_not_parsed_but_user_defined_ones_are_matched(folder):
     pairs = make("pairs:llama-bpe", folder)
     eot = pairs.special_tokens["<|eot_id|>"]
