@@ -271,11 +271,12 @@ class BitNetModel:
         """Logits [n_token, n_vocab] f32 after each token of a prompt.
 
         Raises:
-            ResourceLimitError: The prompt is longer than the context, or its logits take more than
+            ResourceLimitError: The prompt is longer than the context, or making its logits takes more than
                 BITNET_MEMORY_LIMIT leaves.
         """
         ids = self.encode(prompt)
-        return self.runtime.logits(ids, self.runtime.cache_apart(ids, self.config.n_vocab))
+        cache = self.runtime.cache_apart(ids, self.config.n_vocab + self._pass_floats(len(ids), len(ids)))
+        return self.runtime.logits(ids, cache)
 
     def embed(self, prompt: Prompt, pool: Literal["none", "mean", "last"] = "none") -> Float32:
         """States after the last norm, before the head: what the model knows at each token.
@@ -286,19 +287,26 @@ class BitNetModel:
 
         Raises:
             UsageError: `pool` is none of these.
-            ResourceLimitError: The prompt is longer than the context, or its states take more than BITNET_MEMORY_LIMIT
-                leaves.
+            ResourceLimitError: The prompt is longer than the context, or making its states takes more than
+                BITNET_MEMORY_LIMIT leaves.
         """
         if pool not in ("none", "mean", "last"):
             raise UsageError(f"pool is {pool!r}", where="embed", remedy="none, mean or last")
         ids = self.encode(prompt)
-        cache = self.runtime.cache_apart(ids, 2 * self.config.n_embd)  # in parts, and joined
+        n_float = 2 * self.config.n_embd + self._pass_floats(len(ids), PREFILL_CHUNK)  # states in parts, and joined
+        cache = self.runtime.cache_apart(ids, n_float)
         parts = [self.runtime.hidden(ids[i : i + PREFILL_CHUNK], cache) for i in range(0, len(ids), PREFILL_CHUNK)]
         states = np.concatenate(parts)
         if pool == "none":
             return states
         pooled: Float32 = states[-1] if pool == "last" else states.mean(axis=0, dtype=np.float64).astype(np.float32)
         return pooled
+
+    def _pass_floats(self, n_token: int, n_pass: int) -> int:
+        """Floats that passes of at most `n_pass` tokens take, about, as a share of each of all tokens."""
+        c = self.config
+        one = 5 * c.n_embd + 4 * c.n_q + 2 * c.n_kv + 5 * c.n_ff  # of a layer, with what is quantised and padded
+        return -(-one * min(n_token, n_pass) // n_token)
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 

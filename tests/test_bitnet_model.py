@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import golden_models
 import numpy as np
 import pytest
@@ -135,6 +137,19 @@ def test_room_is_needed_for_every_logit(model, monkeypatch):
         assert asked == []
         found = model.logits([1] * n)
         assert asked.pop() >= found.nbytes + model.cache_stats.page_bytes * -(-n // PAGE)
+
+
+@pytest.mark.parametrize("call", ["logits", "embed"])
+def test_room_is_needed_for_what_a_pass_makes(model, monkeypatch, call):
+    asked = []
+    monkeypatch.setattr(runtime, "check_room", lambda n_bytes, *_: asked.append(n_bytes))
+    run = getattr(model, call)
+    run([1] * 400)  # compiled by now
+    tracemalloc.start()
+    run([1] * 500)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= asked.pop() <= 1.5 * peak
 
 
 # --- what it is ----------------------------------------------------------------------------------------------------
