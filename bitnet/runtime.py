@@ -19,7 +19,7 @@ from bitnet.arguments import whole_number
 from bitnet.cache import KVCache
 from bitnet.cache_pool import PAGE, KVPool, page_bytes, pages_for
 from bitnet.config import ModelConfig
-from bitnet.errors import ResourceLimitError, UsageError
+from bitnet.errors import ContextLengthError, ResourceLimitError, UsageError
 from bitnet.limits import MEMORY, check_room, memory_limit
 from bitnet.linear import Float32
 from bitnet.lookahead import PassCost
@@ -98,10 +98,10 @@ class Runtime:
         return self.network.check_ids(ids)
 
     def within_context(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The ids as they are. Raises `ResourceLimitError` for more than the model's context."""
+        """The ids as they are. Raises `ContextLengthError` for more than the model's context."""
         n_ctx = self.config.n_ctx
         if len(ids) > n_ctx:
-            raise ResourceLimitError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens; the model's context is {n_ctx}", remedy="shorten the prompt"
             )
         return ids

@@ -6,6 +6,7 @@ follows by `os.replace`. Only then are side files removed that no receipt in the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -79,7 +80,9 @@ def write(
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes beside, makes it durable, then moves it into place."""
+    """Writes beside, makes it durable, then moves it into place; a device or a pipe is no such place."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:32]}.", suffix=".part")
     try:

@@ -107,6 +107,8 @@ class Recorder:
         target = Path(path)
         if not self._runs:
             raise ReferenceUnavailableError("nothing was computed that could be recorded")
+        if target.exists() and not target.is_file():
+            raise ReferenceUnavailableError(f"{target} cannot be written: it is no regular file")
         try:
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as file:
                 scratch = Path(file.name)

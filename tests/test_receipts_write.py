@@ -124,3 +124,12 @@ def test_a_place_that_cannot_be_written_is_said_so(tmp_path):
     (tmp_path / "ci").write_text("a file where a folder should be")
     with pytest.raises(ReceiptError, match="cannot be written"):
         write(sample.minimal(), tmp_path / "ci" / "r.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    path = tmp_path / "inference.json"
+    os.mkfifo(path)
+    with pytest.raises(ReceiptError, match="no regular file"):
+        write(sample.minimal(), path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
