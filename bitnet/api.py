@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import psutil
 
 from bitnet.architecture import read_config
@@ -17,7 +16,7 @@ from bitnet.bitnet_model import BitNetModel
 from bitnet.compiled import AheadOfTime
 from bitnet.config import ModelConfig, Numerics
 from bitnet.errors import UsageError
-from bitnet.gguf import GGUF, GGMLType
+from bitnet.gguf import GGUF
 from bitnet.hf import open_model
 from bitnet.kernels import check_device, kernels
 from bitnet.kernels.variants import PLAIN, choose, for_blocks
@@ -28,9 +27,8 @@ from bitnet.packed_cache import Entry
 from bitnet.packed_cache import entry as packed_entry
 from bitnet.packed_cache import formats as kept_formats
 from bitnet.runtime import Runtime, pool_pages
+from bitnet.weight_statistics import is_ternary
 from bitnet.weights import Weights, read_weights
-
-_TERNARY = (GGMLType.I2_S, GGMLType.TQ1_0, GGMLType.TQ2_0, GGMLType.TL1, GGMLType.TL2)
 
 
 def default_threads() -> int:
@@ -42,21 +40,19 @@ def default_threads() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
-def default_numerics(gguf: GGUF, weights: Weights) -> Numerics:
-    """BitNet's int8 activations for weights that are ternary, in type or in value; none for other float models."""
-    first = next(weights.projections())
-    if gguf.tensors[first.name].type in _TERNARY or _is_ternary_valued(first):
-        return Numerics()
-    return Numerics(activation="none")
+def default_numerics(weights: Weights) -> tuple[Numerics, tuple[str, ...]]:
+    """BitNet's int8 activations where any projection is ternary, in type or in value; none for other float models.
 
-
-def _is_ternary_valued(matrix: object) -> bool:
-    """Whether a float matrix holds only −s, 0, +s: a ternary one carried in a float type."""
-    data = getattr(matrix, "data", None)
-    if data is None or data.dtype == np.int8:
-        return False
-    magnitude = data & np.array(0x7FFF, data.dtype) if data.dtype != np.float32 else np.abs(data)
-    return len(np.unique(magnitude[magnitude != 0])) == 1
+    One rounding serves all projections, so that of a ternary model's float matrices is int8 too: the second value says
+    it of a file that mixes both, judging floats by their first rows.
+    """
+    if not any(map(is_ternary, weights.projections())):
+        return Numerics(activation="none"), ()
+    floats = [m.name for m in weights.projections() if not is_ternary(m, n_row=1)]
+    if not floats:
+        return Numerics(), ()
+    more = f" and {len(floats) - 1} more" if floats[1:] else ""
+    return Numerics(), (f"not ternary, though other projections are: {floats[0]}{more}; all take int8 activations",)
 
 
 def _read(gguf: GGUF, config: ModelConfig, place: Entry | None, device: str) -> tuple[Weights, bool]:
@@ -102,7 +98,7 @@ def load(
         path: The file or folder; default BITNET_GGUF.
         device: `cpu` (compiled kernels) or `plain` (numpy); default BITNET_DEVICE, else `cpu`.
         n_threads: Default BITNET_NUM_THREADS, else the physical cores. Results do not depend on it.
-        numerics: How activations and the cache are rounded; default BitNet's own for ternary weights.
+        numerics: How activations and the cache are rounded; default BitNet's own where any projection is ternary.
         tokenizer: A tokenizer.json, tokenizer.model or GGUF in place of the file's own; default what `discovery` finds.
         cache_bytes: Size of the KV cache of all sequences; default four contexts, if there is memory for them. The
             system commits it as it is used.
@@ -151,7 +147,7 @@ def load(
     check_room(gguf.n_bytes)
     place = packed_entry(gguf, variant.layout) if packed_cache else None
     weights, kept = _read(gguf, config, place, device)
-    chosen = numerics or default_numerics(gguf, weights)
+    chosen, mixed = (numerics, ()) if numerics is not None else default_numerics(weights)
     backend = Backend(device, n_threads, variant)
     ahead = AheadOfTime(weights, backend, chosen) if compile_ahead else None
 
@@ -170,4 +166,4 @@ def load(
     if cache_bytes is not None:
         pool_pages(net, cache_bytes)  # refuses nonsense now, not at the first prompt
     runtime = Runtime(network=net, cache_bytes=cache_bytes, load_seconds=time.perf_counter() - began)
-    return BitNetModel(gguf, weights, runtime, (*gguf.notices, *notices, *weights.notices), tokenizer)
+    return BitNetModel(gguf, weights, runtime, (*gguf.notices, *notices, *weights.notices, *mixed), tokenizer)

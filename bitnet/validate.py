@@ -27,6 +27,7 @@ from bitnet.weight_statistics import (
     MatrixStatistics,
     NormStatistics,
     constant_fault,
+    is_ternary,
     matrix_statistics,
     norm_statistics,
 )
@@ -98,7 +99,7 @@ def validate_weights(gguf: GGUF, config: ModelConfig, formats: Formats | None = 
         for name in sorted(set(gguf.tensors) - survey.consumed)
     ]
     for m in survey.matrices:
-        findings += _matrix_findings(m, ternary=m.name.startswith("blk."))
+        findings += _matrix_findings(m, ternary=m.name.startswith("blk."), mixed=survey.some_ternary)
     findings += _scale_findings(survey.matrices)
     for norm in survey.norms:
         findings += _norm_findings(norm)
@@ -118,6 +119,7 @@ class _Survey(TensorReader):
         self.findings: list[Finding] = []
         self.matrices: list[MatrixStatistics] = []
         self.norms: list[NormStatistics] = []
+        self.some_ternary = False  # of the projections
 
     def all(self, c: ModelConfig) -> None:
         """Everything that `read_weights` asks for."""
@@ -150,6 +152,7 @@ class _Survey(TensorReader):
             self._fault(error, name)
         else:
             self.matrices.append(matrix_statistics(matrix))
+            self.some_ternary = self.some_ternary or (name.startswith("blk.") and is_ternary(matrix))
             fault = constant_fault(matrix)
             if fault is not None:
                 self.findings.append(Finding(severity="error", subject=name, what=f"is {fault}", remedy=_CONVERT))
@@ -186,14 +189,15 @@ def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
 
 
-def _matrix_findings(m: MatrixStatistics, *, ternary: bool) -> list[Finding]:
-    """One matrix for itself; `ternary` where the architecture means it to be."""
+def _matrix_findings(m: MatrixStatistics, *, ternary: bool, mixed: bool) -> list[Finding]:
+    """One matrix for itself; `ternary` where the architecture means it to be, `mixed` where any is."""
     if not m.finite:
         return [Finding(severity="error", subject=m.name, what="holds NaN or infinity", remedy=_CONVERT)]
     if m.max_abs == 0 or not ternary:
         return []
     if m.scale is None or m.negative is None or m.zero is None or m.positive is None:
-        what = f"is not ternary (mean|w| {m.mean_abs:.4g}, max|w| {m.max_abs:.4g}); it is multiplied as floats"
+        how = "with activations in int8, as the ternary ones" if mixed else "with activations as they are"
+        what = f"is not ternary (mean|w| {m.mean_abs:.4g}, max|w| {m.max_abs:.4g}); it is multiplied as floats, {how}"
         return [Finding(severity="note", subject=m.name, what=what)]
     found, zeros, others = [], m.zero / m.n, m.negative + m.positive
     if not ZEROS[0] <= zeros <= ZEROS[1]:

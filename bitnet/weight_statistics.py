@@ -84,6 +84,27 @@ def matrix_statistics(matrix: Matrix) -> MatrixStatistics:
     return _ternary(matrix) if isinstance(matrix, TernaryMatrix) else _float(matrix)
 
 
+def is_ternary(matrix: Matrix, n_row: int | None = None) -> bool:
+    """Whether a matrix is ternary in type, or its floats have one magnitude: a ternary one carried in a float type.
+
+    Args:
+        matrix: Q8_0 is never taken for a carrier, since its block scales round what it carries.
+        n_row: Rows of floats to look at; default all, until they have a second magnitude.
+    """
+    if not isinstance(matrix, DenseMatrix):
+        return isinstance(matrix, TernaryMatrix)
+    n_row, step = n_row or matrix.n_row, max(1, _CHUNK // matrix.n_col)
+    known = None
+    for begin in range(0, n_row, step):
+        bits = _bits(matrix.data[begin : min(begin + step, n_row)])
+        magnitude = bits & ~(bits.dtype.type(1) << (8 * bits.itemsize - 1))
+        some = magnitude[magnitude != 0]
+        known = some[0] if known is None and some.size else known
+        if (some != known).any():
+            return False
+    return True
+
+
 def constant_fault(matrix: Matrix) -> str | None:
     """Why a matrix carries no information (`all zero`, `constant`), or None.
 
@@ -183,6 +204,11 @@ def _floats(data: NDArray[Any]) -> Float32:
     if data.dtype == np.int16:
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return data.astype(np.float32, copy=False)
+
+
+def _bits(data: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    """Floats as unsigned integers of their width."""
+    return data.view(f"u{data.itemsize}")
 
 
 def _flat_chunks(values: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -17,8 +17,11 @@ import bitnet
 from bitnet import api
 from bitnet.config import Numerics
 from bitnet.errors import GGUFError, ModelFileError, TokenizerError, UsageError
-from bitnet.gguf import GGMLType, read
+from bitnet.gguf import GGMLType, TensorData, read
 from bitnet.transcode import transcode
+from crossval.envelope import LOCKED_OPERATION
+from crossval.metrics import difference
+from reference.oracle import Oracle
 
 ROOT = Path(__file__).parents[1]
 SOURCE = golden_models.model("b158_a")
@@ -168,18 +171,44 @@ def test_ternary_weights_take_int8_activations_in_any_type(tmp_path, models):
     assert bitnet.load(copy).network.numerics == Numerics()
 
 
+def dense(path, names, kind="F32"):
+    """Random floats in place of these projections, in a type."""
+    from gguf import GGMLQuantizationType, quants
+
+    infos, made = read(path).tensors, {}
+    for name in names:
+        values = np.random.default_rng(0).standard_normal(infos[name].shape).astype(np.float32)
+        raw = quants.quantize(values, GGMLQuantizationType[kind]).view(np.uint8).reshape(-1)
+        made[name] = TensorData(name=name, shape=infos[name].shape, type=GGMLType[kind], data=raw)
+    return made
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 def test_weights_of_many_values_take_none(tmp_path, models, kind):
     path = models("bitnet", "F32")
-    values = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
-    from gguf import GGMLQuantizationType, quants
+    names = [n for n, info in read(path).tensors.items() if n.startswith("blk.") and len(info.shape) == 2]
+    model = bitnet.load(edited(path, tmp_path / "m.gguf", tensors=dense(path, names, kind)))
+    assert model.network.numerics == Numerics(activation="none")
+    assert not any("not ternary" in notice for notice in model.notices)
 
-    from bitnet.gguf import TensorData
 
-    raw = quants.quantize(values, GGMLQuantizationType[kind]).view(np.uint8).reshape(-1)
-    dense = TensorData(name="blk.0.attn_q.weight", shape=(256, 256), type=GGMLType[kind], data=raw)
-    path = edited(path, tmp_path / "m.gguf", tensors={dense.name: dense})
-    assert bitnet.load(path).network.numerics == Numerics(activation="none")
+@pytest.mark.parametrize(("read_by", "tap", "tensor"), [("attn_norm", "q", "attn_q"), ("ffn_sub_norm", "ffn_down", "")])
+def test_a_float_projection_among_ternary_ones_is_multiplied_as_the_oracle_does(tmp_path, read_by, tap, tensor):
+    name = f"blk.0.{tensor or tap}.weight"
+    path = edited(TINY, tmp_path / "m.gguf", tensors=dense(TINY, [name]))
+    ids, taps = (1, 5, 9, 200), {}
+
+    def seen(key, layer, value):
+        return taps.setdefault((key, layer), value)
+
+    model = bitnet.load(path)
+    assert f"not ternary, though other projections are: {name}; all take int8 activations" in model.notices
+    model.network.forward(ids, model.network.new_cache(8), tap=seen)
+    due = Oracle(str(path)).operation((tap, 0), [taps[read_by, 0].astype(np.float64)], np.array(ids), 0)
+    assert LOCKED_OPERATION.holds(difference(taps[tap, 0], due).ratio)
+
+    asked = bitnet.load(path, numerics=Numerics(activation="none"))
+    assert not any("not ternary" in notice for notice in asked.notices)
 
 
 def test_numerics_that_are_asked_for_are_taken():

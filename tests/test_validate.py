@@ -17,6 +17,7 @@ import bitnet
 from bitnet.errors import ResourceLimitError
 from bitnet.gguf import GGMLType, from_bytes
 from bitnet.validate import BALANCE_FROM, Finding, WeightReport, validate_weights, verify
+from reference.contract import PROJECTIONS
 
 FIXTURES = [*(ROOT / "fixtures" / "models").glob("*.gguf"), *(ROOT / "fixtures" / "goldens").glob("*.gguf")]
 SCHEMA = Draft202012Validator(json.loads((ROOT / "schemas" / "model-verify-1.schema.json").read_text()))
@@ -151,11 +152,18 @@ def test_a_scale_far_from_those_of_the_other_layers_is_a_warning():
     assert "the median of ffn_up is" in warning.what
 
 
-def test_floats_that_are_not_ternary_are_noted(tmp_path):
-    values = np.random.default_rng(0).standard_normal((16, 16))
-    found = report(tmp_path, model(tensors={Q: values}))
-    assert found.ok
-    assert any("is not ternary" in note.what and note.subject == Q for note in found.of("note"))
+def test_floats_that_are_not_ternary_are_noted_with_what_they_are_multiplied_with(tmp_path):
+    def noted(*names):
+        tensors = {name: np.random.default_rng(0).standard_normal((16, 16)) for name in names}
+        found = report(tmp_path, model(tensors=tensors))
+        assert found.ok
+        return {note.subject: note.what for note in found.of("note") if "is not ternary" in note.what}
+
+    assert [*noted(Q)] == [Q]
+    assert noted(Q)[Q].endswith("multiplied as floats, with activations in int8, as the ternary ones")
+    every = [f"blk.0.{name}.weight" for name in PROJECTIONS.values()]
+    assert all(what.endswith("multiplied as floats, with activations as they are") for what in noted(*every).values())
+    assert sorted(noted(*every)) == sorted(every)
 
 
 def test_an_embedding_with_nan_is_an_error(tmp_path):

@@ -11,7 +11,7 @@ from test_weights import floats
 from bitnet.codecs.i2_s import trits_to_codes
 from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import DenseMatrix, Int8Matrix, TernaryMatrix
-from bitnet.weight_statistics import constant_fault, matrix_statistics, norm_statistics
+from bitnet.weight_statistics import constant_fault, is_ternary, matrix_statistics, norm_statistics
 
 RNG = np.random.default_rng(3)
 
@@ -78,6 +78,17 @@ def test_the_counts_are_those_of_the_decoded_weights(form):
         assert len(magnitudes) > 1
         assert (s.negative, s.zero, s.positive, s.scale) == (None, None, None, None)
     assert set(s.to_dict()) == set(s.__dataclass_fields__)
+
+
+def test_what_is_ternary_in_type_or_in_value():
+    assert {form for form in FORMS if is_ternary(FORMS[form])} == {"ternary", "blocks", "ternary floats"}
+    carried = np.zeros((2000, 600), np.float32)  # more than is looked at together, and nothing in the first part
+    carried[1900:] = np.float16(0.3) * RNG.integers(-1, 2, (100, 600))
+    for values in (carried, carried.astype(np.float16).view(np.uint16), bf16(carried)):
+        assert is_ternary(dense(values))
+        values[1999, 0] = 1
+        assert not is_ternary(dense(values))
+        assert is_ternary(dense(values), n_row=1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
