@@ -228,7 +228,12 @@ class Continuation:
 def prefill(
     runtime: Runtime, ids: Sequence[int], cache: KVCache, meter: Meter, wanted: int | None = None
 ) -> Iterator[Candidates]:
-    """Evaluate what of a prompt is not in the cache, chunk by chunk; after each the `wanted` largest logits, or all."""
+    """Evaluate what of a prompt is not in the cache, chunk by chunk; after each the `wanted` largest logits, or all.
+
+    Raises:
+        ModelFileError: The model's file was written to since it was opened.
+    """
+    runtime.check_file()
     while cache.position < len(ids):
         with meter.phase("prefill"):
             begin = cache.position

@@ -117,7 +117,7 @@ class GGUF:
         info = self.tensors.get(name)
         if info is None:
             raise GGUFError("there is no such tensor", path=self.path, field=f"tensor {name}")
-        self._check_unchanged(info.shard)
+        self._check_file(info.shard)
         return self._data[info.shard][info.offset : info.offset + info.n_bytes]
 
     @overload
@@ -170,10 +170,10 @@ class GGUF:
         if self._sha256 is None:
             digest = hashlib.sha256()
             for shard, data in enumerate(self._data):
-                self._check_unchanged(shard)
+                self._check_file(shard)
                 for begin in range(0, len(data), _HASH_CHUNK):
                     digest.update(data[begin : begin + _HASH_CHUNK].data)
-                self._check_unchanged(shard)
+                self._check_file(shard)
             self._sha256 = digest.hexdigest()
         return self._sha256
 
@@ -182,19 +182,34 @@ class GGUF:
         for mapped in self._data:
             release_pages(mapped)
 
-    def _check_unchanged(self, shard: int) -> None:
-        """Refuse a file written to in place; one that was replaced or removed is still mapped as it was."""
-        path, opened = self.paths[shard], self.identities[shard]
-        try:
-            now = identity(path.stat())
-        except OSError:
-            return
-        if now[:2] == opened[:2] and now != opened:
+    def check_unchanged(self) -> None:
+        """Refuse what was written to in place; a file that was replaced or removed is still mapped as it was.
+
+        One look at each file, to be had before its mapping is read: then no answer comes from other weights, and none
+        dies of a file that was cut. What is written between the look and the reading cannot be told.
+
+        Raises:
+            ModelFileError: A file was changed after it was opened.
+        """
+        for shard in range(len(self.paths)):
+            self._check_file(shard)
+
+    def _check_file(self, shard: int) -> None:
+        if changed(self.paths[shard], self.identities[shard]):
             raise GGUFError(
                 "the file was changed after it was opened",
-                path=path,
+                path=self.paths[shard],
                 remedy="open it again; replace model files by renaming, not by writing over them",
             )
+
+
+def changed(path: Path, opened: tuple[int, ...]) -> bool:
+    """Whether a file, known by its `identity` when it was opened, was written to in place since."""
+    try:
+        now = identity(path.stat())
+    except OSError:
+        return False  # removed, and still mapped as it was
+    return now[:2] == opened[:2] and now != opened
 
 
 def release_pages(mapped: NDArray[np.uint8]) -> None:

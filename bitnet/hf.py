@@ -140,6 +140,10 @@ class Checkpoint(GGUF):
         """Go on without the `tokenizer.*` keys, where they cannot be read."""
         self.metadata.forget_tokenizer()
 
+    def check_unchanged(self) -> None:
+        """Refuse weight files that were written to in place; as for a GGUF."""
+        self.shards.check_unchanged()
+
     def release(self) -> None:
         """Give the pages read so far back to the system."""
         self.shards.release()

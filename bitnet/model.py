@@ -69,6 +69,8 @@ class Network:
 
     Attributes:
         release: Gives back pages of its file.
+        check_unchanged: Raises `ModelFileError` once its file was written to: passes read the embedding, the head and
+            float projections where the file is mapped, and with the kernels of numpy ternary ones too.
         screened: Whether the largest logits may be found by bounds; to be set before they are first asked for.
     """
 
@@ -77,6 +79,7 @@ class Network:
     backend: Backend
     numerics: Numerics = field(default_factory=Numerics)
     release: Callable[[], None] = lambda: None
+    check_unchanged: Callable[[], None] = lambda: None
     screened: bool = True
     _compiled: CompiledLayers | None = None
     _screen: Screen | None = None
@@ -351,4 +354,11 @@ def network(gguf: GGUF, config: ModelConfig, weights: Weights, backend: Backend,
                 f"{matrix.name} has {matrix.n_col}",
                 where=gguf.path,
             )
-    return Network(config=config, weights=weights, backend=backend, numerics=numerics, release=gguf.release)
+    return Network(
+        config=config,
+        weights=weights,
+        backend=backend,
+        numerics=numerics,
+        release=gguf.release,
+        check_unchanged=gguf.check_unchanged,
+    )

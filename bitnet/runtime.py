@@ -141,14 +141,20 @@ class Runtime:
     def hidden(self, ids: Sequence[int], cache: KVCache) -> Float32:
         """One pass: the states after the last norm, [n_token, n_embd]."""
         self.check_open()
+        self.check_file()
         with self._turns:
             return self.network.hidden(ids, cache)
 
     def logits(self, ids: Sequence[int], cache: KVCache) -> Float32:
         """One pass: the logits [n_token, n_vocab] after every token."""
         self.check_open()
+        self.check_file()
         with self._turns:
             return self.network.forward(ids, cache)
+
+    def check_file(self) -> None:
+        """To be called where a prompt begins. Raises `ModelFileError` once the model's file was written to."""
+        self.network.check_unchanged()
 
     def check_open(self) -> None:
         """Raises `UsageError` once the model was closed."""

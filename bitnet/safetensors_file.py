@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from bitnet.errors import ModelFileError, UsageError
-from bitnet.gguf import release_pages
+from bitnet.gguf import changed, identity, release_pages
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -66,7 +66,7 @@ class Shards:
         self.files = sorted({folder / file for file in listed.values()}) if listed else [folder / SINGLE]
         self.entries: dict[str, Entry] = {}
         self._maps: dict[Path, NDArray[np.uint8]] = {}
-        self._states: dict[Path, tuple[int, ...]] = {}
+        self._identities: dict[Path, tuple[int, ...]] = {}
         for file in self.files:
             self._open(file)
         for name, file_name in listed.items():
@@ -94,16 +94,19 @@ class Shards:
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor: a read-only view of the mapping. Raises `ModelFileError` if its file was changed."""
         entry = self.entries[name]
-        try:
-            now = _state(entry.file.stat())
-        except OSError:
-            now = self._states[entry.file]  # removed, but still mapped as it was
-        was = self._states[entry.file]
-        if now[:2] == was[:2] and now != was:
-            raise ModelFileError(
-                "the file was changed after it was opened", where=entry.file, remedy="open the checkpoint again"
-            )
+        self._check_file(entry.file)
         return self._maps[entry.file][entry.begin : entry.end]
+
+    def check_unchanged(self) -> None:
+        """Refuse files that were written to in place; as `GGUF.check_unchanged`."""
+        for file in self.files:
+            self._check_file(file)
+
+    def _check_file(self, file: Path) -> None:
+        if changed(file, self._identities[file]):
+            raise ModelFileError(
+                "the file was changed after it was opened", where=file, remedy="open the checkpoint again"
+            )
 
     def release(self) -> None:
         """Give the pages read so far back to the system; they are read again when they are needed."""
@@ -134,7 +137,7 @@ class Shards:
                 described = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in shapes.items()}
             with path.open("rb") as file:
                 data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-                self._states[path] = _state(os.fstat(file.fileno()))
+                self._identities[path] = identity(os.fstat(file.fileno()))
         except FileNotFoundError:
             raise ModelFileError(
                 "the shard is missing",
@@ -161,10 +164,6 @@ class Shards:
             if dtype in ELEMENT_BYTES and end - begin != math.prod(shape) * ELEMENT_BYTES[dtype]:
                 raise ModelFileError(f"tensor {name} is described twice, and differently", where=path)
             self.entries[name] = Entry(name=name, file=path, dtype=dtype, shape=shape, begin=begin, end=end)
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _no_weights(folder: Path) -> ModelFileError:

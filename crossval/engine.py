@@ -66,7 +66,9 @@ class EngineRunner:
 
         Raises:
             ShapeMismatchError: A lock has another shape than what it replaces; a kernel would read past its end.
+            ModelFileError: The file was written to since it was opened.
         """
+        self.model.network.check_unchanged()
         for (name, layer), value in (request.lock or {}).items():
             shape = len(request.ids), self._width(name)
             if value.shape != shape:

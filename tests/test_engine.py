@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import golden_models
 import numpy as np
 import pytest
 
-from bitnet.errors import UsageError
+from bitnet.errors import ModelFileError, UsageError
 from bitnet.kernels.row_tiles import as_rows
 from crossval.engine import PROJECTIONS, EngineRunner, source_digest
 from crossval.metrics import ShapeMismatchError
@@ -34,6 +36,15 @@ def test_it_is_a_runner_that_says_who_it_is(engine):
     assert info.detail["threads"] == "2"
     engine.close()
     engine.close()
+
+
+def test_nothing_is_computed_from_a_file_that_was_written_to(tmp_path):
+    path = Path(shutil.copy(golden_models.model("b158_a"), tmp_path / "m.gguf"))
+    engine = EngineRunner(path)
+    engine.run(Request(ids=IDS))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ModelFileError, match="changed after it was opened"):
+        engine.run(Request(ids=IDS))
 
 
 @pytest.mark.parametrize("n_batch", [None, 1, 4, 6, 100])

@@ -314,12 +314,15 @@ def test_weights_as_pickles_and_a_gguf_in_the_folder_are_named(tmp_path):
 
 def test_a_file_written_to_while_it_is_open(tmp_path):
     folder = ck.copied(tmp_path)
-    opened = open_model(folder)
+    opened, model = open_model(folder), bitnet.load(folder, device="plain")
+    model.logits([1, 2])
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(ModelFileError, match="was changed after it was opened"):
         opened.raw("blk.0.attn_q.weight")
+    with pytest.raises(ModelFileError, match="was changed after it was opened"):
+        model.logits([1, 2])
 
 
 @pytest.mark.parametrize("at", [0, 4, 8, 100, 5_000, -1])

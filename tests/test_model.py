@@ -328,7 +328,7 @@ def test_numerics_that_rows_do_not_allow_are_refused(models):
         data=np.zeros((1, 48), np.float32),
     )
     weights = SimpleNamespace(embd=matrix, projections=lambda: [matrix])
-    gguf = SimpleNamespace(path="m.gguf", release=lambda: None)
+    gguf = SimpleNamespace(path="m.gguf", release=lambda: None, check_unchanged=lambda: None)
     for activation, multiple in (("q8_k", 256), ("q8_0", 32)):
         with pytest.raises(UsageError, match=rf"{activation} needs rows of a multiple of {multiple}; blk.0.attn_q"):
             network(gguf, models("b158_a").config, weights, Backend("plain", 1), Numerics(activation=activation))

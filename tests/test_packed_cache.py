@@ -142,7 +142,7 @@ def test_samples_tell_files_apart_where_times_do_not(folder, monkeypatch, model)
     monkeypatch.setattr(packed_cache, "identity", lambda _: ())
     gguf = read(model)
     gguf.identities = ((),)
-    gguf._check_unchanged = lambda _: None
+    gguf._check_file = lambda _: None
     assert packed_cache.entry(gguf, "2-bit").key != entry.key
 
 

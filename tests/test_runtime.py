@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,7 +16,7 @@ from test_generate import MODEL
 import bitnet
 from bitnet import runtime
 from bitnet.cache_pool import PAGE, page_bytes, pages_for
-from bitnet.errors import ResourceLimitError, UsageError
+from bitnet.errors import ModelFileError, ResourceLimitError, UsageError
 from bitnet.limits import MEMORY
 from bitnet.runtime import CONTEXTS, pool_pages
 
@@ -128,6 +133,45 @@ def test_a_closed_model_says_so():
         with pytest.raises(UsageError, match=r"the model is closed\n.*load it again"):
             call()
     assert model.info.config == model.config  # what it was can still be asked
+
+
+# --- a file that is written to ---------------------------------------------------------------------------------------
+
+
+def test_no_prompt_is_begun_on_a_file_that_was_written_to(tmp_path):
+    path = Path(shutil.copy(MODEL, tmp_path / "m.gguf"))
+    with bitnet.load(path, n_threads=1) as model:
+        session, stream = model.prefill("The cat"), model.stream("The cat", ignore_eos=True)
+        due = next(stream)
+        os.utime(path, ns=(1, 1))
+        assert due + next(stream)  # a step in between looks at no file
+        calls = (
+            lambda: model.generate("a"),
+            lambda: model.generate_batch(["a"]),
+            lambda: next(model.stream("a")),
+            lambda: model.prefill("a"),
+            lambda: session.generate("a"),
+            lambda: session.extend("a"),
+            lambda: model.logits("a"),
+            lambda: model.embed("a"),
+        )
+        for call in calls:
+            with pytest.raises(ModelFileError, match="changed after it was opened") as caught:
+                call()
+            assert str(path) in str(caught.value)
+        Path(shutil.copy(MODEL, tmp_path / "new.gguf")).replace(path)
+        assert model.generate("The cat", max_new_tokens=4).text == session.generate(max_new_tokens=4).text
+
+
+def test_a_file_that_was_cut_is_an_error_and_no_signal(tmp_path):
+    path = Path(shutil.copy(MODEL, tmp_path / "m.gguf"))
+    script = (
+        "import os, sys, bitnet\n"
+        "model = bitnet.load(sys.argv[1], device='plain')\n"
+        "os.truncate(sys.argv[1], 4096)\n"
+        "try:\n    model.generate('a')\nexcept bitnet.ModelFileError as error:\n    sys.exit(error.exit_code)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 3
 
 
 def test_the_pool_keeps_one_context_for_nobody(model):
