@@ -63,7 +63,10 @@ _SPARE = 2 << 30  # bytes that must be left on the disk
 _SAMPLE = 1024  # bytes of a tensor, at each of three places
 _ABANDONED = 600.0  # seconds without a write, after which a file in the making is nobody's
 _PATIENCE = 20.0  # seconds that the end of the process waits for the file in the making
-_SOURCES = ("codecs/*.py", "formats.py", "weights.py", "kernels/packing.py", "kernels/row_tiles.py", "packed_file.py")
+_SOURCES = (
+    *("codecs/*.py", "formats.py", "weights.py", "weight_statistics.py"),
+    *("kernels/packing.py", "kernels/row_tiles.py", "packed_file.py"),
+)
 
 
 def limit() -> int:

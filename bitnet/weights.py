@@ -25,7 +25,7 @@ from bitnet.formats import Formats, read_formats
 from bitnet.gguf import GGUF, GGMLType, TensorInfo
 from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import Backend, DenseMatrix, Float32, Int8Matrix, Matrix, TernaryMatrix
-from bitnet.weight_statistics import constant_fault
+from bitnet.weight_statistics import constant_fault, is_finite
 
 if TYPE_CHECKING:
     from bitnet.packed_file import PackedMatrix
@@ -298,7 +298,8 @@ def read_weights(
         gguf: The open file.
         config: Its hyper-parameters.
         formats: How its tensors are read; default what `read_formats` finds out.
-        kept: Matrices of this very file that were read, checked and packed before; they are taken as they are.
+        kept: Matrices of this very file that were read, checked and packed before; they are taken as they are, and
+            the floats beside them are not looked through again.
 
     Raises:
         ModelFileError: A tensor is missing, of the wrong shape or type, damaged, not finite, constant, or used by
@@ -310,10 +311,15 @@ def read_weights(
     output_norm = reader.vector("output_norm.weight", config.n_embd)
     head = embd if config.tied_head else reader.matrix("output", config.n_vocab, config.n_embd)
     rope_factors = reader.vector(ROPE_FREQS, config.head_dim // 2) if ROPE_FREQS in gguf.tensors else None
-    for matrix in (embd, head, *(m for layer in layers for m in layer.projections())):
-        fault = constant_fault(matrix) if matrix.name not in kept else None
+    matrices = {m.name: m for m in (embd, head, *(m for layer in layers for m in layer.projections()))}
+    for name, matrix in matrices.items():
+        fault = constant_fault(matrix) if name not in kept else None
         if fault is not None:
-            raise ModelFileError(f"tensor {matrix.name} is {fault}", where=gguf.path)
+            raise ModelFileError(f"tensor {name} is {fault}", where=gguf.path)
+        if not kept and not gguf.made_here and not is_finite(matrix):  # a checkpoint looks where it makes the bytes
+            raise ModelFileError(f"tensor {name} holds NaN or infinity", where=gguf.path)
+        if matrix is embd:
+            gguf.release()  # of which few rows are read again before the head is
     unused = sorted(set(gguf.tensors) - reader.consumed)
     if unused:
         raise ModelFileError(

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bitnet
-from bitnet import packed_cache, packed_file
+from bitnet import packed_cache, packed_file, weights
 from bitnet.errors import UsageError
 from bitnet.gguf import read
 from bitnet.kernels.variants import choose
@@ -144,6 +144,19 @@ def test_samples_tell_files_apart_where_times_do_not(folder, monkeypatch, model)
     gguf.identities = ((),)
     gguf._check_file = lambda _: None
     assert packed_cache.entry(gguf, "2-bit").key != entry.key
+
+
+def test_floats_beside_kept_matrices_are_looked_through_once(folder, writers, model, monkeypatch):
+    looked = []
+    monkeypatch.setattr(weights, "is_finite", lambda matrix: not looked.append(matrix.name))
+    bitnet.load(model)
+    writers()
+    assert "token_embd.weight" in looked
+    looked.clear()
+    assert mapped(bitnet.load(model))
+    assert not looked
+    bitnet.load(model, packed_cache=False)
+    assert "token_embd.weight" in looked
 
 
 def test_a_copy_is_another_model(folder, writers, model, tmp_path):

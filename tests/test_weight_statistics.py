@@ -11,7 +11,7 @@ from test_weights import floats
 from bitnet.codecs.i2_s import trits_to_codes
 from bitnet.kernels.row_tiles import as_rows
 from bitnet.linear import DenseMatrix, Int8Matrix, TernaryMatrix
-from bitnet.weight_statistics import constant_fault, is_ternary, matrix_statistics, norm_statistics
+from bitnet.weight_statistics import constant_fault, is_finite, is_ternary, matrix_statistics, norm_statistics
 
 RNG = np.random.default_rng(3)
 
@@ -102,6 +102,23 @@ def test_what_is_not_finite_is_seen(bad, row):
         assert s.scale is None
         assert None not in (s.to_dict()["mean_abs"], s.to_dict()["max_abs"])
     assert not matrix_statistics(int8(np.ones((1, 32), np.int8), np.array([[bad]]))).finite
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.data(), st.sampled_from([np.uint32, np.uint16, np.int16]))
+def test_any_float_that_is_not_finite_is_found_wherever_it_is(data, dtype):
+    n, values = data.draw(st.sampled_from([1, 300, (1 << 17) + 9])), {np.uint32: np.float32}
+    bits = np.zeros((1, n), dtype)
+    at = data.draw(st.integers(0, n - 1))
+    bits.view(f"u{bits.itemsize}")[0, at] = data.draw(st.integers(0, (1 << 8 * bits.itemsize) - 1))
+    matrix = dense(bits.view(values.get(dtype, dtype)))
+    assert is_finite(matrix) is bool(np.isfinite(floats(matrix)).all()) is matrix_statistics(matrix).finite
+
+
+def test_finite_floats_whose_scale_makes_them_infinite():
+    for values, finite in ((1e10, True), (1e20, False), (-1e20, False)):
+        matrix = dense(np.full((1, 32), values, np.float32), scale=1e20)
+        assert is_finite(matrix) is matrix_statistics(matrix).finite is finite
 
 
 ONE_BYTE = {0x00: "constant", 0x55: "all zero", 0xAA: "constant"}

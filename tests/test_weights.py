@@ -14,6 +14,7 @@ from bitnet.errors import ModelFileError
 from bitnet.gguf import GGMLType, TensorData, read
 from bitnet.linear import DenseMatrix, Int8Matrix, TernaryMatrix
 from bitnet.transcode import transcode
+from bitnet.validate import verify
 from bitnet.weights import read_weights
 
 SOURCE = golden_models.model("b158_a")
@@ -174,6 +175,26 @@ def test_a_block_scale_that_is_not_finite_is_named(tmp_path):
     )
     with pytest.raises(ModelFileError, match=f"tensor {Q}"):
         weights(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("name", ["token_embd.weight", "output.weight", "blk.1.ffn_down.weight"])
+def test_a_float_matrix_that_is_not_finite_is_named(tmp_path, models, name, kind, bad):
+    def spoil(raw):
+        at = 2 if kind != "F32" else 4
+        end = len(raw) - (32 if kind == "Q8_0" else 0)  # whose block scale comes first
+        made = np.array([bad], np.float32).view(np.uint8)[2:] if kind == "BF16" else None
+        raw[end - at : end] = made if made is not None else np.array([bad], f"f{at}").view(np.uint8)
+        return raw
+
+    sound = tiny_models.write(tmp_path / "sound.gguf", arch="llama", weight_type=kind, head_type=kind)
+    weights(sound)
+    path = edited(sound, tmp_path / "m.gguf", tensors={name: spoil})
+    with pytest.raises(ModelFileError, match=f"tensor {name} holds NaN or infinity") as caught:
+        weights(path)
+    assert caught.value.where == str(path)
+    assert [f.subject for f in verify(path).of("error")] == [name]
 
 
 def test_code_three_is_named_with_its_tensor(tmp_path):
