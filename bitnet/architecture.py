@@ -125,13 +125,14 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
     activation, source, notices = _activation(gguf, str(arch), contract)
     if "token_embd.weight" not in gguf.tensors:
         raise ModelFileError("tensor token_embd.weight is missing", where=gguf.path)
+    tied_head, head_notices = _ties(gguf, str(arch), contract)
     config = ModelConfig(
         arch=str(arch),
         activation=activation,
         activation_source=source,
         rope_style=contract.rope_style,
         sub_norms=contract.sub_norms,
-        tied_head="output.weight" not in gguf.tensors or (contract.always_tied and _ties(gguf, str(arch))),
+        tied_head=tied_head,
         n_layer=integer("block_count"),
         n_embd=n_embd,
         n_ff=integer("feed_forward_length"),
@@ -145,12 +146,27 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
     )
     _check(gguf, config)
     _check_supported(gguf, config)
-    return config, (*notices, *_unknown(gguf, config.arch))
+    return config, (*notices, *head_notices, *_unknown(gguf, config.arch))
 
 
-def _ties(gguf: GGUF, arch: str) -> bool:
-    """Whether the head is the embedding, although the file has another: so it is, unless the file denies it."""
-    return gguf.get(f"{arch}.tie_word_embeddings", bool, default=True)
+def _ties(gguf: GGUF, arch: str, contract: Contract) -> tuple[bool, tuple[str, ...]]:
+    """Whether the head is the embedding: there is no other, or the contract says so and the file does not deny it.
+
+    A file that says it has a head of its own must have it.
+    """
+    key, own = f"{arch}.tie_word_embeddings", "output.weight" in gguf.tensors
+    declared = gguf.get(key, bool, None)
+    if declared is False and not own:
+        raise GGUFError(
+            "is false, so the model has a head of its own, but tensor output.weight is missing",
+            path=gguf.path,
+            field=key,
+            remedy="the file is incomplete; convert it again from the original checkpoint",
+        )
+    if not own or contract.always_tied:
+        return not own or declared is not False, ()
+    note = f"{key} is true, but the file has an output.weight, which is the head of every {arch} file that has one"
+    return False, (note,) if declared else ()
 
 
 def _activation(gguf: GGUF, arch: str, contract: Contract) -> tuple[Activation, Any, tuple[str, ...]]:

@@ -53,6 +53,32 @@ def test_contracts(tmp_path, arch, activation, rope_style, sub_norms):
     assert with_output.tied_head is (arch != "llama")  # bitnet.cpp's bitnet graphs never read it
 
 
+@pytest.mark.parametrize("arch", CONTRACTS)
+def test_where_the_head_is(tmp_path, arch):
+    """Declared nothing, true or false; without `output.weight` and with it."""
+    key = f"{arch}.tie_word_embeddings"
+    usual = config(tmp_path, arch)[1]
+    assert config(tmp_path, arch, tie_word_embeddings=True)[0].tied_head
+    with pytest.raises(GGUFError, match=r"is false, so .* output\.weight is missing\n.*incomplete") as caught:
+        config(tmp_path, arch, tie_word_embeddings=False)
+    assert (caught.value.field, caught.value.exit_code) == (key, 3)
+    assert config(tmp_path, arch, output=True)[1] == usual
+    c, notices = config(tmp_path, arch, output=True, tie_word_embeddings=False)
+    assert (c.tied_head, notices) == (False, usual)
+    c, notices = config(tmp_path, arch, output=True, tie_word_embeddings=True)
+    assert c.tied_head is (arch != "llama")
+    assert [n for n in notices if n not in usual] == ([] if c.tied_head else [HEAD_NOTE])
+    for output in (False, True):
+        with pytest.raises(GGUFError, match="UINT32, but bool is due"):
+            config(tmp_path, arch, output=output, tie_word_embeddings=(ValueType.UINT32, 1))
+
+
+HEAD_NOTE = (
+    "llama.tie_word_embeddings is true, but the file has an output.weight, which is the head of every llama file that "
+    "has one"
+)
+
+
 def test_every_contract_was_tested():
     assert set(CONTRACTS) == {"bitnet-b1.58", "bitnet-25", "bitnet", "llama"}
 
