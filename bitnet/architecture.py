@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from bitnet.config import Activation, ModelConfig, RopeStyle
 from bitnet.errors import GGUFError, ModelFileError
+from bitnet.formats import KERNEL_CONFIG_KEY
 from bitnet.gguf import GGUF
 
 
@@ -189,7 +190,8 @@ def _activation(gguf: GGUF, arch: str, contract: Contract) -> tuple[Activation, 
 
 def _unknown(gguf: GGUF, arch: str) -> tuple[str, ...]:
     """What is worth telling of hyper-parameters that nobody here knows."""
-    keys = sorted(key for key in gguf.metadata if key.startswith(f"{arch}.") and key[len(arch) + 1 :] not in _KNOWN)
+    known = {KERNEL_CONFIG_KEY, *(f"{arch}.{key}" for key in _KNOWN)}  # the first has the name of an architecture
+    keys = sorted(key for key in gguf.metadata if key.startswith(f"{arch}.") and key not in known)
     if not keys:
         return ()
     more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""

@@ -8,6 +8,7 @@ import pytest
 from bitnet import architecture
 from bitnet.architecture import CONTRACTS, read_config
 from bitnet.errors import GGUFError, ModelFileError
+from bitnet.formats import KERNEL_CONFIG_KEY
 from bitnet.gguf import GGMLType, TensorData, ValueType, read, write
 
 REQUIRED = {
@@ -242,6 +243,12 @@ def test_a_hyper_parameter_that_nobody_knows_is_told(tmp_path):
     assert tuple(before) == usual
     assert note == "hyper-parameters that are unknown here and change nothing: bitnet-b1.58.new_gate"
     assert config(tmp_path, **{f"new_{i}": i for i in range(7)})[1][-1].endswith("new_4 and 2 more")
+
+
+def test_the_key_of_the_tiles_is_known_to_the_architecture_of_its_name(tmp_path):
+    assert KERNEL_CONFIG_KEY == "bitnet.kernel_config"
+    assert config(tmp_path, "bitnet", kernel_config="[tiles]") == config(tmp_path, "bitnet")
+    assert config(tmp_path, "llama", kernel_config="[tiles]")[1][-1].endswith("llama.kernel_config")
 
 
 def test_the_embedding_gives_the_vocabulary_and_must_be_there(tmp_path):
