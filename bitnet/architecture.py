@@ -81,6 +81,7 @@ _KNOWN = frozenset(
     }
 )
 _SHOWN = 5
+_OTHER_ENGINE = "run the file with the engine that it was made for"
 
 
 def _number(gguf: GGUF, key: str, kind: type, default: float | None = None) -> Any:  # noqa: ANN401  # as `kind` says
@@ -205,23 +206,34 @@ def _or_nothing(gguf: GGUF, key: str, kind: type, nothing: float) -> Any:  # noq
 
 
 def _check(gguf: GGUF, c: ModelConfig) -> None:
-    """Relations between hyper-parameters that the forward pass relies on."""
+    """Relations between hyper-parameters, and the widths that the kernels read."""
     arch = c.arch
     value_length = _number(gguf, f"{arch}.attention.value_length", int, c.head_dim)
     rotary = _number(gguf, f"{arch}.rope.dimension_count", int, c.head_dim)
     rules = (
+        (
+            "attention.layer_norm_rms_epsilon",
+            2.0**-149 <= c.rms_eps < 2.0**128,
+            f"{c.rms_eps:g} is no number of float32",
+        ),
         ("attention.head_count_kv", c.n_head % c.n_head_kv == 0, f"{c.n_head} heads do not divide by {c.n_head_kv}"),
-        ("attention.key_length", c.head_dim % 16 == 0, f"head_dim {c.head_dim} is not a multiple of 16"),
-        ("attention.value_length", value_length == c.head_dim, f"{value_length} differs from key_length {c.head_dim}"),
-        ("rope.dimension_count", rotary == c.head_dim, f"{rotary} differs from head_dim {c.head_dim}"),
-        ("embedding_length", c.n_embd % 16 == 0, f"{c.n_embd} is not a multiple of 16"),
-        ("feed_forward_length", c.n_ff % 16 == 0, f"{c.n_ff} is not a multiple of 16"),
         ("block_count", c.n_layer <= 1024, f"{c.n_layer} layers are more than any model has"),
         ("context_length", c.n_ctx <= 1 << 24, f"{c.n_ctx} tokens are more than any model has"),
     )
     for key, ok, reason in rules:
         if not ok:
             raise GGUFError(reason, path=gguf.path, field=f"{arch}.{key}")
+    widths = (
+        ("attention.key_length", c.head_dim % 16 == 0, f"head_dim {c.head_dim} is not a multiple of 16"),
+        ("attention.value_length", value_length == c.head_dim, f"{value_length} differs from key_length {c.head_dim}"),
+        ("rope.dimension_count", rotary == c.head_dim, f"{rotary} differs from head_dim {c.head_dim}"),
+        ("embedding_length", c.n_embd % 16 == 0, f"{c.n_embd} is not a multiple of 16"),
+        ("feed_forward_length", c.n_ff % 16 == 0, f"{c.n_ff} is not a multiple of 16"),
+    )
+    for key, ok, reason in widths:
+        if not ok:
+            what = f"{reason}, which is not supported"
+            raise GGUFError(what, path=gguf.path, field=f"{arch}.{key}", remedy=_OTHER_ENGINE)
 
 
 def _check_supported(gguf: GGUF, c: ModelConfig) -> None:
@@ -248,5 +260,5 @@ def _check_supported(gguf: GGUF, c: ModelConfig) -> None:
                 f"{what} is not supported",
                 path=gguf.path,
                 field=f"{arch}.{key}",
-                remedy="run the file with the engine that it was made for",
+                remedy=_OTHER_ENGINE,
             )

@@ -33,7 +33,7 @@ from bitnet.gguf import GGUF, read
 from bitnet.gguf_types import BLOCKS, DEFAULT_ALIGNMENT, GGMLType, TensorInfo, ValueType, tensor_bytes
 from bitnet.hf_config import read_config
 from bitnet.hf_tokenizer import read_tokenizer
-from bitnet.hf_weights import DTYPES, ROWS_OF_A_CODE, Dense, Ternary, fault, vector
+from bitnet.hf_weights import DTYPES, ROWS_OF_A_CODE, Dense, Ternary, fault, vector, wrong_type
 from bitnet.master_weights import Rows
 from bitnet.safetensors_file import Entry, Shards, read_json
 
@@ -223,7 +223,7 @@ class Checkpoint(GGUF):
     def _dense(self, base: str, hf: str, shape: tuple[int, int], order: Rows | None = None) -> None:
         entry = self._take((f"{hf}.weight",))
         if entry.dtype not in DTYPES:
-            raise fault(entry, f"has type {entry.dtype}; floats (F32, F16, BF16) are due", None)
+            raise wrong_type(entry)
         self._check_shape(entry, shape)
         dense = Dense(shards=self.shards, entry=entry, order=order)
         self._add(f"{base}.weight", shape, DTYPES[entry.dtype], dense.raw)

@@ -8,6 +8,7 @@ a bias, an extra norm inside the linear layers, another quantisation.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ Family = Literal["bitnet", "llama"]
 LinearClass = Literal["bitlinear", "autobitlinear", "none"]
 
 MAX_SIZE = 1 << 24  #: no width, count or context of a model is beyond it; nothing is allocated by a larger one
+
+_LARGEST = sys.float_info.max  #: JSON has whole numbers of any length
 
 #: What transformers takes where a configuration is silent.
 _DEFAULT_ACTIVATION = {"bitnet": "relu2", "llama": "silu"}
@@ -73,6 +76,10 @@ class _Fields:
     def error(self, field: str, what: str, remedy: str | None = None) -> ModelFileError:
         return ModelFileError(f"{field} {what}", where=self.path, remedy=remedy)
 
+    def unsupported(self, field: str, what: str) -> ModelFileError:
+        """Nothing is wrong with the file; this engine does not compute what it asks for."""
+        return self.error(field, what, "run the checkpoint with transformers")
+
     def integer(self, field: str, default: int | None = None) -> int:
         value = self._value(field, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
@@ -81,8 +88,8 @@ class _Fields:
 
     def number(self, field: str, default: float | None = None, *, inside: Mapping[str, Any] | None = None) -> float:
         value = self._value(field, default, inside)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.error(field, f"is {value!r}, not a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+            raise self.error(field, f"is {value!r:.50}, not a positive number")
         return float(value)
 
     def mapping(self, field: str) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def read_config(values: Mapping[str, Any], path: Path) -> HFConfig:
     notices: list[str] = []
     for field in ("attention_bias", "mlp_bias"):
         if values.get(field):
-            raise c.error(field, "is true; biases are not supported")
+            raise c.unsupported(field, "is true; biases are not supported")
     n_embd, n_head = c.integer("hidden_size"), c.integer("num_attention_heads")
     if "head_dim" not in values and n_embd % n_head:
         raise c.error("num_attention_heads", f"is {n_head}, which does not divide hidden_size {n_embd}")
@@ -195,9 +202,10 @@ def _quantisation(c: _Fields, family: Family, notices: list[str]) -> tuple[Linea
     q = c.mapping("quantization_config")
     method = q.get("quant_method")
     if method != "bitnet":
-        raise c.error("quantization_config.quant_method", f"is {method!r}; only bitnet is supported")
+        raise c.unsupported("quantization_config.quant_method", f"is {method!r}; only bitnet is supported")
     if q.get("use_rms_norm"):
-        raise c.error("quantization_config.use_rms_norm", "is true; a norm inside each linear layer is not supported")
+        what = "is true; a norm inside each linear layer is not supported"
+        raise c.unsupported("quantization_config.use_rms_norm", what)
     linear_class, mode = q.get("linear_class", "bitlinear"), q.get("quantization_mode", "offline")
     if linear_class not in ("bitlinear", "autobitlinear"):
         raise c.error("quantization_config.linear_class", f"is {linear_class!r}", "known: bitlinear, autobitlinear")
@@ -210,7 +218,7 @@ def _rope(c: _Fields, family: Family) -> dict[str, Any]:
     """The rotary parameters, which have two names: transformers 5 writes the second, and obeys the first if there."""
     said = [c.mapping(name) for name in ("rope_scaling", "rope_parameters")]
     if any(isinstance(value, dict) for one in said for value in one.values()):
-        raise c.error("rope_parameters", "differs between layers, which is not supported")
+        raise c.unsupported("rope_parameters", "differs between layers, which is not supported")
     if all(said):
         theta = c.values.get("rope_theta") or _DEFAULT_THETA[family]
         first, second = (
@@ -241,7 +249,7 @@ def _rope_factors(c: _Fields, rope: Mapping[str, Any], theta: float, head_dim: i
     """What each rotary frequency is divided by."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if c.number("partial_rotary_factor", 1.0, inside={**c.values, **rope}) != 1:
-        raise c.error("partial_rotary_factor", "is not 1; rotating a part of each head is not supported")
+        raise c.unsupported("partial_rotary_factor", "is not 1; rotating a part of each head is not supported")
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):

@@ -34,10 +34,15 @@ def fault(entry: Entry, what: str, remedy: str | None = _DAMAGED) -> ModelFileEr
     return ModelFileError(f"tensor {entry.name} {what}", where=entry.file, remedy=remedy)
 
 
+def wrong_type(entry: Entry, due: str = "F32, F16 or BF16") -> ModelFileError:
+    """An error about a tensor of a type that this engine does not read."""
+    return fault(entry, f"has type {entry.dtype}; {due} is due", f"save the checkpoint with this tensor as {due}")
+
+
 def stored(shards: Shards, entry: Entry) -> NDArray[Any]:
     """A tensor as it lies in its file, bfloat16 as uint16; copied only where it is not aligned."""
     if entry.dtype not in _STORED:
-        raise fault(entry, f"has type {entry.dtype}; floats (F32, F16, BF16) or packed U8 are due", None)
+        raise wrong_type(entry, "F32, F16, BF16 or packed U8")
     raw = shards.raw(entry.name)
     dtype = np.dtype(_STORED[entry.dtype])
     aligned = raw if raw.ctypes.data % dtype.itemsize == 0 else raw.copy()
@@ -47,7 +52,7 @@ def stored(shards: Shards, entry: Entry) -> NDArray[Any]:
 def vector(shards: Shards, entry: Entry) -> Float32:
     """A small tensor as float32. Raises `ModelFileError` for NaN and infinity."""
     if entry.dtype not in DTYPES:
-        raise fault(entry, f"has type {entry.dtype}; floats are due", None)
+        raise wrong_type(entry)
     value = as_float32(stored(shards, entry))
     if not np.isfinite(value).all():
         raise fault(entry, "holds NaN or infinity")

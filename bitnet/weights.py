@@ -170,7 +170,11 @@ class TensorReader:
         """A float vector, finite."""
         info = self._info(name, (n,))
         if info.type not in _VECTORS:
-            raise ModelFileError(f"tensor {name} is {info.type.name}; a norm must be floats", where=self.gguf.path)
+            raise ModelFileError(
+                f"tensor {name} is {info.type.name}; a vector must be F32, F16, BF16 or F64",
+                where=self.gguf.path,
+                remedy="convert the model again, with its norms and scales in F32",
+            )
         value = np.ascontiguousarray(self._decoded(info, (1, n)).reshape(n), np.float32)
         if not np.isfinite(value).all():
             raise ModelFileError(f"tensor {name} holds NaN or infinity", where=self.gguf.path)

@@ -205,6 +205,16 @@ def test_contradictions_are_refused(tmp_path, changes, field, reason):
     with pytest.raises(GGUFError, match=reason) as caught:
         config(tmp_path, **changes)
     assert caught.value.field == f"bitnet-b1.58.{field}"
+    unsupported = "multiple" in reason or "head_dim" in reason or "supported" in reason or "differs" in reason
+    assert ("run the file with the engine" in caught.value.remedy) is unsupported
+    assert ("damaged" in caught.value.remedy) is (not unsupported and "STRING" not in reason)
+
+
+@pytest.mark.parametrize("eps", [1e300, 2.0**128, 1e-46, 1e-300])
+def test_an_epsilon_is_a_number_of_float32(tmp_path, eps):
+    with pytest.raises(GGUFError, match="no number of float32") as caught:
+        config(tmp_path, attention__layer_norm_rms_epsilon=(ValueType.FLOAT64, eps))
+    assert caught.value.field.endswith("epsilon")
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,8 @@ CONFIGS = {
     "bias": ({"attention_bias": True}, "attention_bias is true"),
     "activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "epsilon of zero": ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    "epsilon of four hundred digits": ({"rms_norm_eps": 10**400}, r"rms_norm_eps is 10{49}, not a positive number"),
+    "epsilon beyond float32": ({"rms_norm_eps": 1e39}, "no number of float32"),
     "epsilon of NaN": ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan"),
     "tied by text": ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     "other quantisation": ({"quantization_config": {"quant_method": "gptq"}}, "quant_method is 'gptq'"),
@@ -208,6 +210,10 @@ CONFIGS = {
 }
 
 
+#: What other engines run: the file is not to blame.
+UNSUPPORTED = {"bias", "other quantisation", "inner norms", "rotary scaling by layer", "part of each head"}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_that_is_wrong(tmp_path, name):
     changes, words = CONFIGS[name]
@@ -217,6 +223,7 @@ def test_a_configuration_that_is_wrong(tmp_path, name):
         bitnet.load(folder)
     assert caught.value.exit_code == 3
     assert str(folder) in str(caught.value)
+    assert ("run the checkpoint with transformers" in caught.value.remedy) is (name in UNSUPPORTED)
 
 
 def nan_scale():
@@ -241,8 +248,12 @@ TENSORS = {
     "code 3 in the last quarter": ({WEIGHT: packed(0b11000000)}, "has code 3 at row 96, column 0"),
     "no weight": ({WEIGHT: None}, "q_proj.weight is missing"),
     "shape of packed": ({WEIGHT: ("U8", [16, 128], bytes(16 * 128))}, r"has shape \[16, 128\]"),
-    "integers": ({WEIGHT: ("I32", [128, 128], bytes(4 * 128 * 128))}, "has type I32"),
-    "doubles": ({NORM: ("F64", [128], bytes(8 * 128))}, "has type F64"),
+    "integers": ({WEIGHT: ("I8", [128, 128], bytes(128 * 128))}, "has type I8; F32, F16, BF16 or packed U8 is due"),
+    "doubles": ({NORM: ("F64", [128], bytes(8 * 128))}, "has type F64; F32, F16 or BF16 is due"),
+    "an embedding of doubles": (
+        {"model__embed_tokens__weight": ("F64", [64, 128], bytes(8 * 64 * 128))},
+        "has type F64; F32, F16 or BF16 is due",
+    ),
     "norm of NaN": ({NORM: ck.floats([128], np.nan)}, "NaN or infinity"),
     "norm of another width": ({NORM: ck.floats([64], 1.0)}, r"has shape \[64\]"),
     "embedding of infinity": ({"model__embed_tokens__weight": ck.floats([64, 128], np.inf)}, "NaN or infinity"),
@@ -263,6 +274,7 @@ def test_a_tensor_that_is_wrong(tmp_path, name):
     with pytest.raises(ModelFileError, match=words) as caught:
         bitnet.load(folder)
     assert caught.value.exit_code == 3
+    assert caught.value.remedy.startswith("save the checkpoint with this tensor as") is ("has type" in words)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *TENSORS])
