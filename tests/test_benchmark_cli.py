@@ -126,7 +126,7 @@ def test_it_is_a_command_of_bitnet(monkeypatch):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     points = project["entry-points"][main_app.PLUGINS]
     made = {name: EntryPoint(name, value, main_app.PLUGINS) for name, value in points.items()}
-    monkeypatch.setattr(main_app, "_plugins", lambda: made)
+    monkeypatch.setattr(main_app, "plugins", lambda: made)
     shown = CliRunner().invoke(main_app.app, ["benchmark", "--help"])
     assert shown.exit_code == 0
     assert "roofline" in shown.stdout

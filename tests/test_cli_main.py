@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from command_line import ROOT, TINY, leaves, run, validated
 
 from bitnet.cli import main as module
+from bitnet.cli.app import PLUGINS
 from bitnet.errors import ModelFileError
 
 PROGRAM = [sys.executable, "-m", "bitnet"]
@@ -47,6 +49,19 @@ def test_wrong_usage_is_one_message_with_a_hint_and_2(arguments, message, monkey
     assert done.err.count("bitnet: ") == 1
     assert "  hint: " in done.err
     assert done.out == ""
+
+
+def test_commands_of_other_packages_are_missed_where_nothing_is_installed(monkeypatch):
+    hint = "benchmark, receipt and validate are there once this package is installed"
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ())
+    for words, told in ((["benchmark", "run"], True), (["model", "benchmark"], False)):
+        done = run(*words)
+        assert done.code == 2
+        assert "No such command 'benchmark'" in done.err
+        assert (hint in done.err) is told
+    one = importlib.metadata.EntryPoint("validate", "crossval.validate_cli:app", PLUGINS)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: (one,))
+    assert hint not in run("modle").err
 
 
 @pytest.mark.parametrize("words", [[], ["model"], ["infer"], ["system"]])

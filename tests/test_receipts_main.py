@@ -204,7 +204,7 @@ def bitnet(monkeypatch, capsys):
     """`bitnet receipt …` with the entry points that pyproject.toml declares, installed or not."""
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][bitnet_app.PLUGINS]
     made = {name: EntryPoint(name, value, bitnet_app.PLUGINS) for name, value in points.items()}
-    monkeypatch.setattr(bitnet_app, "_plugins", lambda: made)
+    monkeypatch.setattr(bitnet_app, "plugins", lambda: made)
 
     def call(*arguments):
         code = bitnet_main(["receipt", *map(str, arguments)])

@@ -37,7 +37,7 @@ HEAVY = ("numpy", "numba", "rich", "tokenizers", "gguf", "pandas", "httpx")
 def plugged_in(monkeypatch):
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][main_app.PLUGINS]
     made = {name: EntryPoint(name, value, main_app.PLUGINS) for name, value in points.items()}
-    monkeypatch.setattr(main_app, "_plugins", lambda: made)
+    monkeypatch.setattr(main_app, "plugins", lambda: made)
     monkeypatch.delenv("BITNET_GGUF", raising=False)
     monkeypatch.setattr("crossval.run.N_GREEDY", 2)
     monkeypatch.setattr("crossval.run.N_QUALITY", 32)

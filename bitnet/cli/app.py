@@ -19,12 +19,12 @@ class Root(Group):
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401  # as below
         """Names, our own first."""
-        return [*super().list_commands(ctx), *sorted(_plugins())]
+        return [*super().list_commands(ctx), *sorted(plugins())]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401  # as below
         """Ours, or another package's."""
         found = super().get_command(ctx, cmd_name)
-        plugin = _plugins().get(cmd_name) if found is None else None
+        plugin = plugins().get(cmd_name) if found is None else None
         return typer.main.get_command(plugin.load()) if plugin is not None else found
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  # the parser's classes, whose home differs between versions
@@ -38,7 +38,8 @@ class Root(Group):
         return result
 
 
-def _plugins() -> dict[str, Any]:
+def plugins() -> dict[str, Any]:
+    """Entry points by the name of their command; none where this package is not installed."""
     from importlib.metadata import entry_points
 
     return {point.name: point for point in entry_points(group=PLUGINS)}

@@ -12,7 +12,7 @@ from typing import TextIO
 import typer
 
 from bitnet.cli import streams
-from bitnet.cli.app import app
+from bitnet.cli.app import app, plugins
 from bitnet.cli.output import error_document
 from bitnet.errors import BitNetError, ResourceLimitError, UsageError
 
@@ -92,8 +92,13 @@ def _of_plugin(error: Exception) -> BitNetError:
 def _wrong_usage(error: Exception) -> UsageError:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bitnet"
-    what = getattr(error, "format_message", error.__str__)().rstrip(".")
-    return UsageError(what, remedy=f"`{command} --help` shows what there is")
+    what, remedy = (
+        getattr(error, "format_message", error.__str__)().rstrip("."),
+        f"`{command} --help` shows what there is",
+    )
+    if command == "bitnet" and what.startswith("No such command") and not plugins():
+        remedy += "; benchmark, receipt and validate are there once this package is installed (`pip install .`)"
+    return UsageError(what, remedy=remedy)
 
 
 def _unforeseen(error: Exception) -> BitNetError:
