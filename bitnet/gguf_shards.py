@@ -49,12 +49,16 @@ def shard_paths(path: Path, metadata: Mapping[str, Any]) -> tuple[Path, ...]:
     number = _whole(path, metadata, NUMBER)
     if number >= count:
         _fault(path, NUMBER, f"is {number}, but the model is split into {count} files")
-    name = _NAME.fullmatch(path.name)
-    if name is None or (int(name["number"]), int(name["count"])) != (number + 1, count):
+    # a link may have any name, if the others are where it points; those of a cache are links of the right names
+    for named in (path, path.resolve()):
+        name = _NAME.fullmatch(named.name)
+        if name is not None and (int(name["number"]), int(name["count"])) == (number + 1, count):
+            break
+    else:
         ending = _suffix(number, count)
         reason = f"says this is shard {number + 1} of {count}, but its name does not end in {ending}"
         _fault(path, NUMBER, f"{reason}, so the others cannot be found", "give every shard its own name back")
-    paths = tuple(path.with_name(name["stem"] + _suffix(i, count)) for i in range(count))
+    paths = tuple(named.with_name(name["stem"] + _suffix(i, count)) for i in range(count))
     missing = [p.name for p in paths if not p.exists()]
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""

@@ -57,6 +57,24 @@ def test_any_shard_opens_the_whole_model(tmp_path, n):
         np.testing.assert_array_equal(model.logits([1, 2, 3]), whole.logits([1, 2, 3]))
 
 
+def test_a_link_of_any_name_opens_what_it_points_to(tmp_path):
+    paths = split(tmp_path / "there")
+    link = tmp_path / "here" / "model.gguf"
+    link.parent.mkdir()
+    for path in paths:
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+        assert [p.resolve() for p in read(link).paths] == [p.resolve() for p in paths]
+    blobs = tmp_path / "blobs"  # as a cache keeps them: the links have the names
+    blobs.mkdir()
+    for i, path in enumerate(paths):
+        path.rename(blobs / str(i))
+        path.symlink_to(blobs / str(i))
+    assert read(paths[1]).paths == tuple(paths)
+    with pytest.raises(GGUFError, match="its name does not end in"):
+        read(blobs / "0")
+
+
 def test_one_shard_of_one_is_a_file(tmp_path):
     keys, tensors = small_models.parts()
     write(tmp_path / "any.gguf", keys | {"split.no": (U16, 0), "split.count": (U16, 1)}, tensors.values())
