@@ -35,7 +35,7 @@ from bitnet.hf_config import read_config
 from bitnet.hf_tokenizer import read_tokenizer
 from bitnet.hf_weights import DTYPES, ROWS_OF_A_CODE, Dense, Ternary, fault, vector, wrong_type
 from bitnet.master_weights import Rows
-from bitnet.safetensors_file import Entry, Shards, read_json
+from bitnet.safetensors_file import Entry, Shards, no_checkpoint, read_json
 
 _FILE_TYPES = {GGMLType.I2_S: 40, GGMLType.F32: 0, GGMLType.F16: 1, GGMLType.BF16: 32}
 _HASH_CHUNK = 16 << 20  # bytes
@@ -342,6 +342,8 @@ def open_model(path: str | PathLike[str]) -> GGUF:
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / "config.json").exists():
+            raise no_checkpoint(path, "is a folder without config.json, so it is no checkpoint")
         return Checkpoint(path)
     if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
         if not path.exists():

@@ -118,7 +118,7 @@ class Shards:
         if (self.folder / SINGLE).exists():
             return {}
         if not (self.folder / INDEX).exists():
-            raise _no_weights(self.folder)
+            raise no_checkpoint(self.folder, "holds no safetensors")
         weight_map = read_json(self.folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelFileError("has no weight_map", where=self.folder / INDEX, remedy="download the folder again")
@@ -166,7 +166,8 @@ class Shards:
             self.entries[name] = Entry(name=name, file=path, dtype=dtype, shape=shape, begin=begin, end=end)
 
 
-def _no_weights(folder: Path) -> ModelFileError:
+def no_checkpoint(folder: Path, what: str) -> ModelFileError:
+    """An error about a folder, with what it has in place of a checkpoint."""
     names = sorted(path.name for path in folder.iterdir())
     ggufs = [name for name in names if name.endswith(".gguf")]
     if ggufs:
@@ -174,8 +175,8 @@ def _no_weights(folder: Path) -> ModelFileError:
     elif any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         remedy = "its weights are pickles, which can run code when read; save them as safetensors first"
     else:
-        remedy = f"a checkpoint holds {SINGLE}, or {INDEX} and its shards"
-    return ModelFileError("holds no safetensors", where=folder, remedy=remedy)
+        remedy = f"give a GGUF file, or the folder of a checkpoint: config.json and {SINGLE}, or {INDEX} and its shards"
+    return ModelFileError(what, where=folder.absolute(), remedy=remedy)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -303,9 +303,15 @@ def test_a_second_head_of_a_tied_model_is_not_used_and_said(tmp_path):
     assert any("lm_head.weight is not used" in notice for notice in bitnet.load(folder).notices)
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(ModelFileError, match="no such file"):
+def test_a_folder_that_is_no_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(ModelFileError, match=r"without config\.json, so it is no checkpoint\n.*give a GGUF file"):
         open_model(tmp_path)
+    (tmp_path / "a.gguf").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFileError, match=f"{tmp_path}: .*\n.*give the path of the GGUF file in it") as caught:
+        open_model("")
+    assert caught.value.exit_code == 3
+    (tmp_path / "a.gguf").unlink()
     with pytest.raises(ModelFileError, match="no such file"):
         open_model(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
