@@ -147,6 +147,7 @@ def read_config(gguf: GGUF) -> tuple[ModelConfig, tuple[str, ...]]:
         rms_eps=real("attention.layer_norm_rms_epsilon"),
     )
     _check(gguf, config)
+    _check_vocabulary(gguf, config)
     _check_supported(gguf, config)
     return config, (*notices, *head_notices, *_unknown(gguf, config.arch))
 
@@ -234,6 +235,19 @@ def _check(gguf: GGUF, c: ModelConfig) -> None:
         if not ok:
             what = f"{reason}, which is not supported"
             raise GGUFError(what, path=gguf.path, field=f"{arch}.{key}", remedy=_OTHER_ENGINE)
+
+
+def _check_vocabulary(gguf: GGUF, c: ModelConfig) -> None:
+    """The declared size of the vocabulary: fewer tokens than the embedding has rows are padding, more are a fault."""
+    key = f"{c.arch}.vocab_size"
+    size = _or_nothing(gguf, key, int, c.n_vocab)
+    if size > c.n_vocab:
+        raise GGUFError(
+            f"is {size}, but the embedding has {c.n_vocab} rows",
+            path=gguf.path,
+            field=key,
+            remedy="keys and tensors are of different models; convert it again from the original checkpoint",
+        )
 
 
 def _check_supported(gguf: GGUF, c: ModelConfig) -> None:

@@ -19,7 +19,7 @@ from bitnet.architecture import read_config
 from bitnet.config import ModelConfig
 from bitnet.errors import BitNetError, GGUFError, ModelFileError
 from bitnet.formats import Formats, read_formats
-from bitnet.gguf import GGUF
+from bitnet.gguf import GGUF, StringArray
 from bitnet.hf import open_model
 from bitnet.linear import Float32, Matrix
 from bitnet.weight_report import SEVERITIES, Finding, WeightReport, role_of
@@ -268,13 +268,14 @@ def _text_findings(gguf: GGUF) -> list[Finding]:
 def _vocabulary_findings(gguf: GGUF, config: ModelConfig) -> list[Finding]:
     """The embedding against the vocabulary and what the file says of it."""
     found = []
-    sizes = {"tokenizer.ggml.tokens": len(gguf.metadata.get("tokenizer.ggml.tokens", ()))}
+    tokens = gguf.metadata.get("tokenizer.ggml.tokens")
+    sizes = {"tokenizer.ggml.tokens": len(tokens) if isinstance(tokens, StringArray) else 0}
     sizes[f"{config.arch}.vocab_size"] = gguf.metadata.get(f"{config.arch}.vocab_size", 0)
     for key, size in sizes.items():
-        if isinstance(size, int) and size > config.n_vocab:
+        if size > config.n_vocab:
             what = f"says {size} tokens, but the embedding has {config.n_vocab} rows"
             found.append(Finding(severity="error", subject=key, what=what, remedy="the tokenizer is of another model"))
-        elif isinstance(size, int) and 0 < size < config.n_vocab:
+        elif 0 < size < config.n_vocab:
             what = f"says {size} tokens, but the embedding has {config.n_vocab} rows; the rest are never made into text"
             found.append(Finding(severity="note", subject=key, what=what))
     return found

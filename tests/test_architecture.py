@@ -261,6 +261,19 @@ def test_the_key_of_the_tiles_is_known_to_the_architecture_of_its_name(tmp_path)
     assert config(tmp_path, "llama", kernel_config="[tiles]")[1][-1].endswith("llama.kernel_config")
 
 
+def test_a_vocabulary_is_no_larger_than_the_embedding(tmp_path):
+    for size in (0, 20, 32):
+        assert config(tmp_path, vocab_size=size) == config(tmp_path)
+    for size, what in (
+        (33, "is 33, but the embedding has 32 rows"),
+        ("32", "is '32', not a number"),
+        (1.5, "not a number"),
+    ):
+        with pytest.raises(GGUFError, match=what) as caught:
+            config(tmp_path, vocab_size=size)
+        assert caught.value.field == "bitnet-b1.58.vocab_size"
+
+
 def test_the_embedding_gives_the_vocabulary_and_must_be_there(tmp_path):
     with pytest.raises(ModelFileError, match=r"token_embd\.weight is missing"):
         config(tmp_path, embd="embd.weight")

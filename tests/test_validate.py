@@ -14,7 +14,7 @@ from test_gguf_shards import split
 from test_refusals import CONTAINER, MODELS, ROOT
 
 import bitnet
-from bitnet.errors import ResourceLimitError
+from bitnet.errors import ModelFileError, ResourceLimitError
 from bitnet.gguf import GGMLType, from_bytes
 from bitnet.validate import BALANCE_FROM, Finding, WeightReport, validate_weights, verify
 from reference.contract import PROJECTIONS
@@ -174,8 +174,13 @@ def test_an_embedding_with_nan_is_an_error(tmp_path):
 
 
 def test_sizes_of_the_vocabulary_are_compared(tmp_path):
-    found = report(tmp_path, model(keys={".vocab_size": 300}))
-    assert only(found, "error").subject == "llama.vocab_size"
+    for size in (300, "270"):
+        found = report(tmp_path, model(keys={".vocab_size": size}))
+        assert only(found, "error").subject == "llama.vocab_size"
+        with pytest.raises(ModelFileError, match="vocab_size"):
+            bitnet.load(tmp_path / "m.gguf")
+    found = report(tmp_path, model(keys={"tokenizer.ggml.tokens": 5}))
+    assert only(found, "error").subject == "tokenizer"
     rows = np.random.default_rng(0).standard_normal((small_models.N_VOCAB + 10, 16))
     found = report(tmp_path, model(tensors={"token_embd.weight": rows}))
     assert found.ok
