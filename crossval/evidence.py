@@ -42,7 +42,7 @@ class Evidence:
 
     models: dict[str, r.Model] = field(default_factory=dict)
     tokenizers: dict[str, r.TokenizerRecord] = field(default_factory=dict)
-    engines: dict[tuple[str, str], tuple[str, EngineRunner]] = field(default_factory=dict)
+    engines: dict[tuple[str, str, str], tuple[str, EngineRunner]] = field(default_factory=dict)
     cases: dict[tuple[str, str, str], r.Case] = field(default_factory=dict)
     references: dict[str, r.Reference] = field(default_factory=dict)
     lanes: list[r.Lane] = field(default_factory=list)

@@ -130,7 +130,10 @@ def identity(lane: Lane) -> Rung:
         compared += 1
         why += "; both read the same copy, made from this model"
         if len(digests) > 1 and lane.engine.model.weights.layers[0].q.type_name != "F32":
-            return Rung(name="identity", outcome="fail", why="the copy decodes to other ternary weights", compared=3)
+            why = (
+                f"the copy {read.name} decodes to other ternary weights than the model; remove it, or convert it again"
+            )
+            return Rung(name="identity", outcome="fail", why=why, compared=compared)
     return Rung(name="identity", outcome="pass", why=why, compared=compared)
 
 

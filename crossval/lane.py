@@ -150,7 +150,7 @@ class Lane:
     @property
     def oracle_key(self) -> str:
         """Key of the oracle as a witness in this lane."""
-        return f"oracle · {self.plan.name}"
+        return self.plan.oracle_key
 
     def witnesses(self) -> dict[str, Runner | None]:
         """Further engines by key, started when first asked for; None for one that cannot run here."""

@@ -96,6 +96,7 @@ class Subject:
         prompts: Texts to continue.
         recording: Folder of recorded outputs, if there is one for it.
         quality_text: Text whose likelihood is compared.
+        shipped: Whether this project made the file, and the copies that lie beside it.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Subject:
     prompts: tuple[Prompt, ...] = PROMPTS
     recording: Path | None = None
     quality_text: str = ""
+    shipped: bool = False
 
     @cached_property
     def gguf(self) -> GGUF:
@@ -163,6 +165,15 @@ class LanePlan:
     witnesses: tuple[Witness, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def oracle_key(self) -> str:
+        """Key of the oracle as a witness in this lane."""
+        return f"oracle · {self.name}"
+
+    def references(self) -> tuple[str, ...]:
+        """Keys of all who may be heard in this lane."""
+        return (self.reference, self.oracle_key, *(witness.name for witness in self.witnesses))
+
 
 def shipped_subjects(fixtures: Path) -> list[Subject]:
     """The models in `fixtures/`: three trained ones, and those with recorded outputs of bitnet.cpp."""
@@ -174,6 +185,7 @@ def shipped_subjects(fixtures: Path) -> list[Subject]:
             path=path,
             prompts=read_prompts(fixtures / "prompts.json", path.name.removesuffix(".i2_s.gguf")),
             quality_text=text,
+            shipped=True,
         )
         for path in sorted((fixtures / "models").glob("*.i2_s.gguf"))
     ]
@@ -189,6 +201,7 @@ def user_subject(path: Path, fixtures: Path) -> Subject:
         path=path,
         recording=fixtures / "goldens" if (fixtures / "goldens").is_dir() else None,
         quality_text=quality.read_text("utf-8") if quality.is_file() else " ".join(p.text for p in PROMPTS),
+        shipped=path.resolve().parent == (fixtures / "models").resolve(),
     )
 
 
@@ -292,10 +305,13 @@ def _llama_cpp_lane(
 
 
 def _copy(subject: Subject, copies: Path, to: GGMLType, arch: str | None) -> Path:
-    """A lossless copy: the shipped one beside the model, or one made once in the folder for copies."""
+    """A lossless copy: the one shipped beside the model, or one made once in the folder for copies.
+
+    What lies beside a model of the user's own may be called as a copy of it and be another model.
+    """
     stem = subject.path.name.removesuffix(".gguf").removesuffix(".i2_s")
     shipped = subject.path.with_name(f"{stem}.{to.name.lower()}.gguf")
-    if arch is None and shipped.is_file():
+    if subject.shipped and arch is None and shipped.is_file():
         return shipped
     if subject.projection_types() == {to} and arch is None:
         return subject.path

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bitnet import gguf as container
 from bitnet.api import load
 from bitnet.config import Numerics
 from bitnet.errors import UsageError
@@ -81,24 +82,34 @@ class Run:
         self.watch = watch
         self.evidence = Evidence()
         self._measured: set[str] = set()
+        self._hashes: dict[Path, str] = {}
+        self._names: dict[str, str] = {}  # in the receipt, by the hash of what has them
 
     def plan(self) -> list[LanePlan]:
-        """Every lane. Raises `ModelFileError` for a model that cannot be read, `UsageError` if none is left."""
+        """Every lane.
+
+        Raises:
+            ModelFileError: A model cannot be read.
+            UsageError: No lane is left, or two models, files, lanes or references have one name.
+        """
         o = self.options
         subjects: list[Subject] = (
             [user_subject(path, o.fixtures) for path in o.models] if o.models else shipped_subjects(o.fixtures)
         )
         if not subjects:
             raise UsageError("there are no models to compare", where=o.fixtures, remedy="name one with --model")
-        names = [subject.name for subject in subjects]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UsageError(
-                f"two models are called {min(twice)!r}", where="--model", remedy="rename one, or compare them in turn"
-            )
+        _each_once("models", [subject.name for subject in subjects], "--model")
+        for subject in subjects:
+            if (twin := self._names.setdefault(self._sha256(subject.path), subject.name)) != subject.name:
+                raise UsageError(f"{twin!r} and {subject.name!r} are the same file", where="--model", remedy="name one")
         every = with_live(lanes(subjects, o.work / "models", shipped=not o.models), o.live)
         planned = [p for p in every if o.only in p.name]
         if not planned:
             raise UsageError(f"no lane has {o.only!r} in its name", where="--only")
+        files = {(file.name, self._sha256(file)) for p in planned for file in (p.subject.path, p.engine_file)}
+        _each_once("files", [name for name, _ in files], "--model")
+        _each_once("lanes", [p.name for p in planned], "--recording")
+        _each_once("references", [key for p in planned for key in p.references()], "--model")
         return planned
 
     def climb(self, plan: LanePlan) -> r.Lane:
@@ -162,10 +173,17 @@ class Run:
 
     def _engine_of(self, plan: LanePlan, numerics: Numerics | None) -> tuple[str, EngineRunner]:
         """The engine on the file of a lane, and the name of that file in the receipt."""
-        copied = plan.engine_file != plan.subject.path
-        suffix = plan.engine_file.name.removesuffix(".gguf").rsplit(".", 1)[-1]
-        name = f"{plan.subject.name}.{suffix}" if copied else plan.subject.name
+        name = plan.subject.name
+        if plan.engine_file != plan.subject.path:
+            suffix = plan.engine_file.name.removesuffix(".gguf").rsplit(".", 1)[-1]
+            name = self._name(f"{name}.{suffix}", self._sha256(plan.engine_file))
         return name, self._engine(name, plan.engine_file, numerics)
+
+    def _name(self, wanted: str, sha256: str) -> str:
+        """The name of a copy: a file has one in a receipt, and no two have the same."""
+        while wanted in self._names.values() and sha256 not in self._names:
+            wanted += ".copy"
+        return self._names.setdefault(sha256, wanted)
 
     def _climb(self, lane: Lane, name: str) -> r.Lane:
         try:
@@ -181,15 +199,20 @@ class Run:
         self.watch(lane, record)
         return record
 
+    def _sha256(self, file: Path) -> str:
+        if file not in self._hashes:
+            self._hashes[file] = container.read(file).sha256()
+        return self._hashes[file]
+
     # --- the two sides --------------------------------------------------------------------------------------------
 
     def _engine(self, name: str, file: Path, numerics: Numerics | None) -> EngineRunner:
-        key = (name, json.dumps(None if numerics is None else numerics.to_dict()))
+        key = (name, self._sha256(file), json.dumps(None if numerics is None else numerics.to_dict()))
         known = self.evidence.engines.get(key)
         if known is not None:
             return known[1]
         engine = EngineRunner(file, numerics=numerics, n_threads=self.options.n_threads)
-        settled = (name, json.dumps(engine.model.network.numerics.to_dict()))
+        settled = (*key[:2], json.dumps(engine.model.network.numerics.to_dict()))
         if settled in self.evidence.engines:
             engine = self.evidence.engines[settled][1]
         self.evidence.engines[key] = self.evidence.engines[settled] = (name, engine)
@@ -335,6 +358,14 @@ class Run:
     def receipt(self, started: str, seconds: float) -> r.Receipt:
         """Write the receipt and its side tables; the old one stays until the new one is whole."""
         return write(self.evidence, self.options.receipt, started=started, seconds=seconds)
+
+
+def _each_once(what: str, names: Sequence[str], where: str) -> None:
+    """Raise `UsageError` for two of one name: a receipt could not tell them apart."""
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(
+            f"two {what} are called {min(twice)!r}", where=where, remedy="rename one, or compare them in turn"
+        )
 
 
 def one_of(planned: Sequence[LanePlan], only: str) -> LanePlan:

@@ -9,7 +9,7 @@ import golden_models
 import liars
 import numpy as np
 import pytest
-from model_edits import edited
+from model_edits import edited, with_tail_scale
 from test_gguf_shards import split
 from test_imports import imports
 
@@ -155,3 +155,13 @@ def test_a_copy_that_both_sides_read_is_held_to_the_model(tmp_path, key, value):
         said = read(SOURCE).metadata[f"{ARCH}.{key}"]
         assert f"{key} is {said!r} in the model and {read(copy).metadata[f'{ARCH}.{key}']!r} in the copy" in rung.why
         assert "remove it, or convert it again" in rung.why
+
+
+def test_a_copy_with_other_weights_is_named(tmp_path):
+    copy = edited(SOURCE, tmp_path / "copy.gguf", tensors={"blk.0.attn_q.weight": with_tail_scale(0.5)})
+    plan = liars.plan(lambda: Oracle(str(copy)), model=Path(SOURCE), as_default=True, required_rungs=("identity",))
+    rung = (
+        Run(liars.options(tmp_path), liars.quiet).climb(replace(plan, engine_file=copy, reference_file=copy)).rungs[0]
+    )
+    assert rung.outcome == "fail"
+    assert rung.why.startswith("the copy copy.gguf decodes to other ternary weights than the model")

@@ -63,6 +63,19 @@ def test_who_reads_which_file(shipped):
     assert oracle.engine_file == oracle.reference_file == oracle.subject.path
 
 
+def test_what_lies_beside_a_users_model_is_no_copy_of_it(tmp_path):
+    """Whatever it is called; the shipped copies are taken, also where their model is named."""
+    mine, beside = tmp_path / "mine.gguf", tmp_path / "mine.tq2_0.gguf"
+    shutil.copy(FIXTURES / "models" / "tiny-silu.i2_s.gguf", mine)
+    shutil.copy(FIXTURES / "models" / "tiny-llama.tq2_0.gguf", beside)
+    read_by = {}
+    for path in (mine, FIXTURES / "models" / "tiny-silu.i2_s.gguf"):
+        planned = lanes([planning.user_subject(path, FIXTURES)], tmp_path / "copies", shipped=False)
+        read_by[path.name] = next(p.reference_file for p in planned if p.name.endswith("TQ2_0"))
+    assert read_by["mine.gguf"].parent == tmp_path / "copies"
+    assert read_by["tiny-silu.i2_s.gguf"] == FIXTURES / "models" / "tiny-silu.tq2_0.gguf"
+
+
 def test_a_users_model_that_was_recorded(tmp_path):
     copy = tmp_path / "mine.gguf"
     shutil.copy(golden_models.model("llama_tied"), copy)

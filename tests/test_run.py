@@ -13,7 +13,9 @@ import golden_models
 import liars
 import pytest
 from liars import Liar
+from model_edits import edited, with_tail_scale
 
+from bitnet import gguf as container
 from bitnet.errors import GGUFError, ModelFileError, ResourceLimitError, UsageError
 from crossval.engine import EngineRunner, source_digest
 from crossval.plan import ORACLE_RUNGS, RECORDED_RUNGS
@@ -294,6 +296,54 @@ def test_an_engine_is_loaded_once_for_a_file_and_numerics(tmp_path):
     assert len({id(engine) for _, engine in this.evidence.engines.values()}) == 1
     this.climb(liars.plan(lambda: Liar(numerics={"activation": "none"}), name="c"))
     assert len({id(engine) for _, engine in this.evidence.engines.values()}) == 2
+
+
+def test_a_copy_has_no_name_of_a_model(tmp_path, lanes):
+    """Though both would be called b158_a.other, and are not the same: neither engine stands in for the other."""
+    model, copy = tmp_path / "b158_a.other.gguf", tmp_path / "b158_a.1.other.gguf"
+    edited(liars.MODEL, model, tensors={"blk.0.attn_q.weight": with_tail_scale(0.5)})
+    edited(liars.MODEL, copy, keys={"general.name": "a copy"})
+    wrong = liars.plan(lambda: Liar(model), model=model, name="the other")
+    copied = replace(liars.plan(lambda: Liar(copy), name="the copy"), engine_file=copy, reference_file=copy)
+    lanes(copied, wrong, replace(copied, name="the copy again", reference="once more"))
+    receipt = finished(tmp_path, models=(liars.MODEL, model))
+    assert exit_code(receipt) == 0
+    assert {lane.name: lane.model for lane in receipt.lanes} == {
+        "the copy": "b158_a.other.copy",
+        "the other": "b158_a.other",
+        "the copy again": "b158_a.other.copy",
+    }
+    hashes = {m.name: m.sha256 for m in receipt.models}
+    assert set(hashes) == {"b158_a", "b158_a.other", "b158_a.other.copy"}
+    assert hashes["b158_a.other"] == container.read(model).sha256()
+
+
+def test_a_copy_that_is_a_model_too_has_its_name(tmp_path, lanes):
+    copy = edited(liars.MODEL, tmp_path / "other.gguf", keys={"general.name": "a copy"})
+    copied = replace(liars.plan(lambda: Liar(copy), name="the copy"), engine_file=copy, reference_file=copy)
+    lanes(copied, liars.plan(lambda: Liar(copy), model=copy, name="the other"))
+    receipt = finished(tmp_path, models=(liars.MODEL, copy))
+    assert [lane.model for lane in receipt.lanes] == ["other", "other"]
+
+
+def test_one_file_under_two_names_and_two_under_one_are_refused(tmp_path, lanes):
+    shutil.copy(liars.MODEL, tmp_path / "again.gguf")
+    both = (liars.MODEL, tmp_path / "again.gguf")
+    refused(tmp_path, UsageError, "'b158_a' and 'again' are the same file", models=both)
+    other = tmp_path / "below" / liars.MODEL.name
+    other.parent.mkdir()
+    edited(liars.MODEL, other, keys={"general.name": "a copy"})
+    lanes(replace(liars.plan(Liar), engine_file=other))
+    refused(tmp_path, UsageError, "two files are called 'b158_a.gguf'", models=(liars.MODEL,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"), [({}, "lanes are called 'liar'"), ({"name": "b"}, "references are called 'liar · reference'")]
+)
+def test_lanes_and_references_of_one_name_are_refused_before_the_work(tmp_path, lanes, changes, what):
+    one = liars.plan(lambda: pytest.fail("it began to work"))
+    lanes(one, replace(one, **changes))
+    refused(tmp_path, UsageError, f"two {what}", models=(liars.MODEL,))
 
 
 def test_a_context_too_short_for_any_prompt(tmp_path, monkeypatch):
