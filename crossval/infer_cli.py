@@ -19,8 +19,7 @@ from crossval.validate_lanes import WRONG
 if TYPE_CHECKING:
     from crossval.infer import Inference
     from crossval.infer_ids import Choice, IdsInference
-    from crossval.observed import Observed
-    from reference.oracle import Oracle
+    from crossval.infer_observed import Judgement
 
 #: Hypotheses that are listed for people among those that choose other tokens.
 _SHOWN = 8
@@ -39,12 +38,14 @@ def infer(
 ) -> None:
     """Name the cause of a defect from an engine's logits, or say which hypotheses choose its greedy ids.
 
-    The place is inferred, not observed: use explain where the engine shows its operations.
+    Every row of logits and every id is judged, an id by the engine's own logits where they are there. The place is
+    inferred, not observed: use explain where the engine shows its operations.
 
     Exit codes: 0 nothing is wrong; 1 something is.
     """
     from bitnet.cli.output import document, progress
     from crossval.engine import EngineRunner
+    from crossval.infer_observed import judge
     from crossval.observed import read
     from reference.oracle import Oracle
 
@@ -63,17 +64,16 @@ def infer(
         def told(stage: str, done: int, total: int) -> None:
             bar.update(task, what=stage, completed=done, total=total)
 
-        found = _searched(oracle, seen, budget, told)
-    sentence, wrong, fields = found
+        found = judge(oracle, seen, budget=budget, progress=told)
     if output is Format.json:
         about = {"file": str(observed), "model": str(named[0]), "numerics": dict(oracle.numerics)}
-        print(document("validate-infer-1", {**about, "wrong": wrong, "sentence": sentence, **fields}))
+        print(document("validate-infer-1", {**about, **_fields(found)}))
     else:
-        print(f"{observed.name}: {sentence}.")
-        for choice in (fields["ids"] or {"differing": []})["differing"][:_SHOWN]:
-            near = ", a near-tie" if choice["near_tie"] else ""
-            print(f"  {choice['name']} does not: other from step {choice['equal']} of {choice['of']}{near}")
-    raise typer.Exit(WRONG if wrong else 0)
+        print(f"{observed.name}: {found.sentence}.")
+        for choice in found.ids.differing[:_SHOWN] if found.ids else ():
+            near = ", in near-ties alone" if choice.near_tie else ""
+            print(f"  {choice.name} does not: other from step {choice.equal} of {choice.of}{near}")
+    raise typer.Exit(WRONG if found.wrong else 0)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -83,28 +83,16 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _searched(oracle: Oracle, seen: Observed, budget: float, told: Any) -> tuple[str, bool, dict[str, Any]]:  # noqa: ANN401  # a progress function
+def _fields(found: Judgement) -> dict[str, Any]:
     from crossval.answer import cause_fields
-    from crossval.end_to_end import EndToEnd
-    from crossval.infer import infer as search
-    from crossval.infer_ids import infer_ids
 
-    evaluation = seen.evaluation()
-    if evaluation is None:
-        ids = infer_ids(oracle, seen.prompt_ids, seen.generated_ids, budget=budget, progress=told)
-        wrong = not (ids.contract.exact or ids.contract.near_tie)
-        return f"from greedy ids alone: {ids.sentence}", wrong, {"cause": None, "logits": None, "ids": _ids(ids)}
-    compared = EndToEnd(oracle, [evaluation])
-    if compared.honest:
-        fields = {"cause": None, "logits": None, "ids": None}
-        return "the logits are the contract's, as near as the model is to itself", False, fields
-    found = search(compared, budget=budget, progress=told)
-    cause = found.cause
-    said = cause.explanation
-    if cause.name:
-        said += f"; replaying with {cause.name} explains {cause.explained:.1%} of the difference"
-        said += f", next best {cause.runner_up} {cause.runner_up_explained:.1%}" if cause.runner_up else ""
-    return f"{said}; {cause.caveat}", True, {"cause": cause_fields(cause), "logits": _logits(found), "ids": None}
+    return {
+        "wrong": found.wrong,
+        "sentence": found.sentence,
+        "cause": None if found.cause is None else cause_fields(found.cause),
+        "logits": None if found.logits is None else _logits(found.logits),
+        "ids": None if found.ids is None else _ids(found.ids),
+    }
 
 
 def _logits(found: Inference) -> dict[str, Any]:

@@ -7,7 +7,7 @@ scored; a hypothesis reproduces the ids or it does not, and where the contract i
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Choice:
     Attributes:
         name: Of the hypothesis; "" for the contract.
         explanation: What an engine with it does.
-        equal: Tokens that are the same, from the first on.
+        equal: Tokens before the first other one that decides something; before the first other one where none does.
         of: Tokens of the engine in question.
-        near_tie: Whether the first other token is within the noise of the model, so that it decides nothing.
+        near_tie: Whether every other token is within the noise of the model, so that none decides anything.
     """
 
     name: str
@@ -54,7 +54,8 @@ class IdsInference:
 
     Attributes:
         contract: What the contract chooses.
-        choices: Of every hypothesis that was tried: those that reproduce the ids first, the nearest of the others next.
+        choices: Of every hypothesis that was tried: those that reproduce the ids first, then those that do so but for
+            near-ties, then the nearest of the others.
         seconds: By the clock of the search.
         complete: False where the budget ended the search.
     """
@@ -75,16 +76,23 @@ class IdsInference:
         return tuple(c for c in self.choices if not c.exact)
 
     @property
+    def sentence_of_contract(self) -> str:
+        """What the contract chooses."""
+        n = self.contract.of
+        if self.contract.exact:
+            return f"the contract chooses exactly these {n} tokens"
+        at = f"the contract chooses another token at step {self.contract.equal} of {n}"
+        near = ", and only where two tokens are nearer than the noise of the model: that decides nothing"
+        return at + (near if self.contract.near_tie else "")
+
+    @property
     def sentence(self) -> str:
         """The whole answer."""
-        n, same = self.contract.of, [c.name for c in self.reproducing]
+        at, same = self.sentence_of_contract, [c.name for c in self.reproducing]
         cut = "" if self.complete else "; the time ended before every hypothesis was tried"
         if self.contract.exact:
             others = f"and so do {len(same)} of {len(self.choices)} hypotheses"
-            return f"the contract chooses exactly these {n} tokens, {others}: ids show no defect{cut}"
-        at = f"the contract chooses another token at step {self.contract.equal} of {n}"
-        if self.contract.near_tie:
-            at += ", where two tokens are nearer than the noise of the model: that decides nothing"
+            return f"{at}, {others}: ids show no defect{cut}"
         if not same:
             return f"{at}; unexplained: none of {len(self.choices)} hypotheses chooses exactly these tokens{cut}"
         listed = ", ".join(same[:6]) + (f" and {len(same) - 6} more" if len(same) > 6 else "")
@@ -111,10 +119,8 @@ def infer_ids(
         clock: What the budget is counted in.
     """
     began = clock()
-    logits = _forced(oracle, prompt, generated)
-    noise = Noise()
-    noise.measure(oracle, (*prompt, *generated[:-1]))
-    contract = _choice("", "follows the contract", logits, generated, noise.margin)
+    margin = _margin(oracle, prompt, generated)
+    contract = _contract(oracle, prompt, generated, margin)
     candidates: list[Hypothesis] = [*written(), *numbers(oracle)]
     found: list[Choice] = []
     complete = True
@@ -123,14 +129,40 @@ def infer_ids(
             complete = False
             break
         progress("hypotheses", i, len(candidates))
-        choice = _tried(oracle, h, prompt, generated, noise.margin)
+        choice = _tried(oracle, h, prompt, generated, margin)
         found += [] if choice is None else [choice]
     return IdsInference(
         contract=contract,
-        choices=tuple(sorted(found, key=lambda c: -c.equal)),
+        choices=tuple(sorted(found, key=lambda c: (not c.exact, not c.near_tie, -c.equal))),
         seconds=clock() - began,
         complete=complete,
     )
+
+
+def contract_alone(oracle: Oracle, prompt: tuple[int, ...], generated: tuple[int, ...], first: int) -> IdsInference:
+    """What the contract chooses, and no hypothesis.
+
+    Args:
+        oracle: As in `infer_ids`.
+        prompt: As in `infer_ids`.
+        generated: As in `infer_ids`.
+        first: The step from which on its choice counts.
+    """
+    began = time.monotonic()
+    before, after = (*prompt, *generated[:first]), generated[first:]
+    tail = _contract(oracle, before, after, _margin(oracle, before, after))
+    choice = replace(tail, equal=first + tail.equal, of=len(generated))
+    return IdsInference(contract=choice, choices=(), seconds=time.monotonic() - began, complete=True)
+
+
+def _margin(oracle: Oracle, prompt: tuple[int, ...], generated: tuple[int, ...]) -> float:
+    noise = Noise()
+    noise.measure(oracle, (*prompt, *generated[:-1]))
+    return noise.margin
+
+
+def _contract(oracle: Oracle, prompt: tuple[int, ...], generated: tuple[int, ...], margin: float) -> Choice:
+    return _choice("", "follows the contract", _forced(oracle, prompt, generated), generated, margin)
 
 
 def _tried(
@@ -140,13 +172,12 @@ def _tried(
         variant = variant_of(oracle, h)
         few = generated[:_FIRST]
         first = _choice(h.name, h.entry.explanation, _forced(variant, prompt, few), few, margin)
-        if not first.exact:
+        if not (first.exact or first.near_tie):
             return Choice(
                 name=h.name,
                 explanation=first.explanation,
                 equal=first.equal,
                 of=len(generated),
-                near_tie=first.near_tie,
             )
         logits = _forced(variant, prompt, generated)
     except (ReferenceUnavailableError, ValueError):
@@ -161,11 +192,13 @@ def _forced(oracle: Oracle, prompt: tuple[int, ...], generated: tuple[int, ...])
 
 
 def _choice(name: str, says: str, logits: Float32, generated: tuple[int, ...], margin: float) -> Choice:
-    chosen = logits.argmax(axis=1)
-    other = np.flatnonzero(chosen != np.asarray(generated))
+    chosen, given = logits.argmax(axis=1), np.asarray(generated)
+    other = np.flatnonzero(chosen != given)
     if not other.size:
         return Choice(name=name, explanation=says, equal=len(generated), of=len(generated))
-    at = int(other[0])
-    row = logits[at].astype(np.float64)
-    near = bool(0.0 <= row[chosen[at]] - row[generated[at]] <= margin)
-    return Choice(name=name, explanation=says, equal=at, of=len(generated), near_tie=near)
+    rows = logits[other].astype(np.float64)
+    at = np.arange(len(other))
+    gap = rows[at, chosen[other]] - rows[at, given[other]]
+    beyond = other[~((gap >= 0.0) & (gap <= margin))]  # NaN is
+    first = int((beyond if beyond.size else other)[0])  # what follows a near-tie was evaluated on the engine's own ids
+    return Choice(name=name, explanation=says, equal=first, of=len(generated), near_tie=not beyond.size)

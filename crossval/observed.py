@@ -17,8 +17,8 @@ import numpy as np
 
 from bitnet.errors import UsageError
 from crossval.end_to_end import Evaluation
-from crossval.locate import SINGLE_TOKENS
-from crossval.metrics import Float32
+from crossval.metrics import Float32, Float64
+from reference.runner import LOG_PROBABILITY_ERROR
 
 _REMEDY = "a .npz or .json file with prompt_ids and generated_ids or logits"
 _MOST = 1 << 20
@@ -40,14 +40,50 @@ class Observed:
     logits: Float32 | None = None
     log_probabilities: bool = False
 
-    def evaluation(self) -> Evaluation | None:
-        """The logits as something to be explained; None where there are none."""
-        if self.logits is None:
-            return None
-        n = min(len(self.logits), len(self.prompt_ids) + SINGLE_TOKENS)  # single steps are slow, and tell the same
-        ids = (*self.prompt_ids, *self.generated_ids)[:n]
-        n_batch = min(len(self.prompt_ids), len(ids))
-        return Evaluation(ids=ids, logits=self.logits[:n], n_batch=n_batch, log_probabilities=self.log_probabilities)
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Those that have a row of logits."""
+        return (*self.prompt_ids, *self.generated_ids)[: 0 if self.logits is None else len(self.logits)]
+
+    @property
+    def n_finite(self) -> int:
+        """Rows of logits before the first one that holds NaN or infinity."""
+        odd = np.flatnonzero(~np.isfinite(self._rows()).all(axis=1))
+        return int(odd[0]) if odd.size else len(self._rows())
+
+    def evaluation(self, n: int, n_batch: int | None, floor: Float64 | None = None) -> Evaluation:
+        """The first rows of logits as something to be explained.
+
+        Args:
+            n: How many.
+            n_batch: How many of their ids are replayed together, before the others one at a time; None for all.
+            floor: As in `Evaluation`.
+        """
+        return Evaluation(
+            ids=self.ids[:n],
+            logits=self._rows()[:n],
+            n_batch=n_batch,
+            floor=floor,
+            log_probabilities=self.log_probabilities,
+        )
+
+    def own_choices(self) -> tuple[int, ...]:
+        """The likeliest id by its own row of logits at each step of the continuation that has one.
+
+        An id that is as likely counts as that, and a row that is not finite has no say.
+        """
+        first = len(self.prompt_ids) - 1
+        rows = self._rows()[first : first + len(self.generated_ids)]
+        given = np.asarray(self.generated_ids[: len(rows)], np.int64)
+        chosen = rows.argmax(axis=1)
+        with np.errstate(invalid="ignore"):
+            gap = rows.max(axis=1) - rows[np.arange(len(rows)), given]
+        told = 2.0 * LOG_PROBABILITY_ERROR if self.log_probabilities else 0.0
+        return tuple(int(i) for i in np.where(gap > told, chosen, given))
+
+    def _rows(self) -> Float32:
+        assert self.logits is not None
+        return self.logits
 
 
 def read(path: Path, n_vocab: int) -> Observed:
@@ -66,7 +102,7 @@ def read(path: Path, n_vocab: int) -> Observed:
     logits = fields.get("logits")
     if logits is None and not generated:
         raise UsageError("has neither generated_ids nor logits", where=path, remedy=_REMEDY)
-    normalised = bool(np.any(fields.get("log_probabilities", False)))
+    normalised = _flag(fields.get("log_probabilities", False), path)
     if logits is not None:
         logits = _logits(logits, len(prompt) + len(generated), n_vocab, path)
     return Observed(prompt_ids=prompt, generated_ids=generated, logits=logits, log_probabilities=normalised)
@@ -102,9 +138,13 @@ def _ids(values: Any, name: str, n_vocab: int, path: Path) -> tuple[int, ...]:  
 
 def _logits(values: Any, n_ids: int, n_vocab: int, path: Path) -> Float32:  # noqa: ANN401  # of a file
     try:
-        logits = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(values)
+    except ValueError as error:
         raise UsageError("its logits are no table of numbers", where=path) from error
+    if not (np.issubdtype(given.dtype, np.floating) or np.issubdtype(given.dtype, np.integer)):
+        raise UsageError(f"its logits are no table of real numbers, but of {given.dtype.name}", where=path)
+    with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and that is a finding
+        logits = given.astype(np.float32)
     if logits.ndim != 2 or not 0 < len(logits) <= n_ids or logits.shape[1] != n_vocab:
         raise UsageError(
             f"its logits have shape {list(logits.shape)}, not a row of {n_vocab} after each of {n_ids} ids",
@@ -112,3 +152,10 @@ def _logits(values: Any, n_ids: int, n_vocab: int, path: Path) -> Float32:  # no
             remedy="give the rows from the first id on",
         )
     return logits
+
+
+def _flag(value: Any, path: Path) -> bool:  # noqa: ANN401  # of a file
+    told = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+    if not isinstance(told, bool):
+        raise UsageError("log_probabilities is neither true nor false", where=path)
+    return told
