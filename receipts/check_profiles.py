@@ -7,7 +7,7 @@ than the ones judged would mislead with a good receipt behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 from receipts.check_files import tables
@@ -75,12 +75,13 @@ def _profile(path: str, row: Row, judged: Row) -> Iterator[Finding]:
 
 @rule("tables.tokens", "Tokens are the prompt and a continuation, and other choices are near-ties or fail the rung.")
 def tables_tokens(view: View) -> Iterator[Finding]:
-    """Up to its first other choice the engine chose what the case says it generated."""
+    """Up to its first other choice the engine chose what the case says it generated, or the greedy rung counts it."""
     lanes = {lane.name: lane for lane in view.receipt.lanes}
     for i, table, rows in tables(view):
         if table != "tokens":
             continue
         at, seen = 0, set[tuple[str, str]]()
+        odd: dict[str, int] = {}
         for key, group in groupby(rows, key=lambda row: (row["lane"], row["case"])):
             mine = list(group)
             path, at = f"side_files[{i}]: tokens[{at}]", at + len(mine)
@@ -91,6 +92,8 @@ def tables_tokens(view: View) -> Iterator[Finding]:
             case = None if lane is None else _case(view, lane, key[1])
             if lane is not None and case is not None:  # else another rule's finding
                 yield from _tokens(path, mine, lane, case)
+                odd[lane.name] = odd.get(lane.name, 0) + _odd(mine, case)
+        yield from _failed(view, odd)
 
 
 def _case(view: View, lane: Lane, name: str) -> Case | None:
@@ -108,11 +111,12 @@ def _tokens(path: str, rows: list[Row], lane: Lane, case: Case) -> Iterator[Find
     if chosen and (None in chosen or len(chosen) != len(case.generated_ids)):
         yield path, f"{len(chosen)} choices for {len(case.generated_ids)} generated tokens"
         return
+    greedy = lane.rung("greedy")
     other = {row["position"]: (row["ours"], row["id"]) for row in rows[n:] if row["ours"] != row["id"]}
     common = min(other, default=len(rows)) - n + 1
-    if chosen and tuple(chosen[:common]) != case.generated_ids[:common]:
+    failed = greedy is not None and greedy.outcome == "fail"
+    if chosen and not failed and tuple(chosen[:common]) != case.generated_ids[:common]:
         yield path, "the engine's choices are not what the case says that it generated"
-    greedy = lane.rung("greedy")
     if greedy is not None and greedy.outcome == "pass" and chosen:
         ties = {tie.position + 1: (tie.ours, tie.theirs) for tie in greedy.near_ties if tie.case == case.name}
         if ties != other:
@@ -122,3 +126,25 @@ def _tokens(path: str, rows: list[Row], lane: Lane, case: Case) -> Iterator[Find
         for token, text in ((row["id"], row["text"]), (row["ours"], row["ours_text"])):
             if token is not None and texts.setdefault(token, text) != text:
                 yield path, f"token {token} is written in two ways"
+
+
+def _odd(rows: list[Row], case: Case) -> int:
+    """Steps at which the engine chose otherwise than the reference, or than it did itself on the same ids."""
+    given, chosen = ([row[name] for row in rows[len(case.prompt_ids) :]] for name in ("id", "ours"))
+    free = case.generated_ids
+    ends = next((i for i, (a, b) in enumerate(zip(free, given, strict=False)) if a != b), len(free))
+    steps = enumerate(zip(free, given, chosen, strict=False))
+    return sum(ours != theirs or (step <= ends and own != ours) for step, (own, theirs, ours) in steps)
+
+
+def _failed(view: View, odd: Mapping[str, int]) -> Iterator[Finding]:
+    """A greedy rung that failed counts each odd step that is no near-tie."""
+    for i, lane in enumerate(view.receipt.lanes):
+        for j, rung in enumerate(lane.rungs):
+            if rung.name != "greedy" or rung.outcome != "fail" or lane.name not in odd or rung.measured is None:
+                continue
+            if rung.measured != odd[lane.name] - len(rung.near_ties):
+                yield (
+                    f"lanes[{i}].rungs[{j}].measured",
+                    f"{rung.measured:g}, but the table has {odd[lane.name]}, of them {len(rung.near_ties)} near-ties",
+                )

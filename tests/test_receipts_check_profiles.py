@@ -87,6 +87,33 @@ def test_another_choice_is_a_near_tie_or_a_lie():
     assert told(tied())
 
 
+def failed(measured, *ties):
+    receipt = sample.minimal()
+    lane = receipt.lanes[0]
+    changes = {"outcome": "fail", "measured": measured, "limit": 0.0, "metric": "different tokens", "near_ties": ties}
+    rungs = tuple(replace(rung, **changes) if rung.name == "greedy" else rung for rung in lane.rungs)
+    return replace(receipt, lanes=(replace(lane, rungs=rungs),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "odd"),
+    [
+        ({"at": 7, "ours": 9, "ours_text": " nine"}, 1),  # than the reference, and than itself
+        ({"at": 5, "id": 9, "text": " nine"}, 1),  # than the reference
+        ({"at": 6, "id": 9, "text": " nine", "ours": 9, "ours_text": " nine"}, 1),  # than itself
+        ({"at": 5, "id": 9, "text": " nine", "ours": 8, "ours_text": " eight"}, 1),
+    ],
+)
+def test_a_greedy_rung_that_failed_counts_what_its_table_shows(changes, odd):
+    """That the engine contradicts itself is what the rung is there to find."""
+    tie = NearTie(case="fox", position=5, margin=1e-4, floor=1e-3, ours=61, theirs=9)
+    assert not told(failed(float(odd)), **changes)
+    assert not told(failed(odd - 1.0, tie), **changes)
+    for measured in (0.0, odd + 1.0):
+        assert told(failed(measured), **changes)
+    assert told(**changes)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -28,7 +28,7 @@ from reference.llama_cpp_build import ensure_library
 from reference.oracle import Oracle
 from reference.process import ProcessRunner
 from reference.recorded import Recorded
-from reference.runner import ReferenceUnavailableError, Request
+from reference.runner import Observation, ReferenceUnavailableError, Request
 from reference.semantics import Semantics
 
 OLD = '{"an": "old receipt"}\n'
@@ -130,6 +130,24 @@ def test_the_receipt_of_a_liar_is_valid_and_its_gate_is_shut(tmp_path, lanes, mo
     receipt = finished(tmp_path)
     assert exit_code(receipt) == code
     assert receipt.parity.status != "ok"
+
+
+def test_the_receipt_of_an_engine_that_contradicts_itself_is_valid_and_its_gate_is_shut(tmp_path, lanes, monkeypatch):
+    """Its decoding loop goes wrong at the third token, though its logits on given ids are right."""
+
+    class Wanders(EngineRunner):
+        def run(self, request: Request) -> Observation:
+            seen = super().run(request)
+            generated = tuple(i ^ (step == 2) for step, i in enumerate(seen.generated))
+            return replace(seen, generated=generated, ids=(*request.ids, *generated))
+
+    monkeypatch.setattr("crossval.run.EngineRunner", Wanders)
+    lanes(liars.plan(Liar))
+    receipt = finished(tmp_path)
+    assert liars.first_fault(receipt.lanes[0]) == ("greedy", "fail")
+    assert "though the engine itself chose" in receipt.lanes[0].rung("greedy").why
+    assert receipt.lanes[0].rung("greedy").measured == 2.0
+    assert exit_code(receipt) == 1
 
 
 def test_the_same_run_twice_gives_the_same_digests(tmp_path, lanes):
