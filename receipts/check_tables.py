@@ -11,6 +11,7 @@ from itertools import pairwise
 from receipts.check_files import RATIO_TOLERANCE, by_lane, tables
 from receipts.check_ledger import DENSE
 from receipts.check_profiles import ROUNDING
+from receipts.evidence import Accuracy
 from receipts.lanes import Lane, Located, Rung
 from receipts.rule import Finding, View, key, rule
 from receipts.running import running_median
@@ -111,30 +112,37 @@ _SUMMED: Mapping[str, Callable[[list[Row]], float]] = {
 
 @rule("tables.accuracy", "A kernel's accuracy is that of the projections which some lane compared with the oracle.")
 def tables_accuracy(view: View) -> Iterator[Finding]:
-    """Where all projections of a model have one type of weights; mixed ones cannot be told apart in the table."""
+    """With the limit of its rows, and their metric; of mixed types of weights the table does not say which is whose."""
     grouped, models, ledgers = by_lane(view, "operations"), view.models(), view.ledgers()
     families = {reference.key: reference.family for reference in view.receipt.references}
-    found: dict[tuple[str, str], set[tuple[int, float | None]]] = {}
+    found: dict[str, list[tuple[list[Row], str]]] = {}
+    mixed: set[str] = set()
     for lane in view.receipt.lanes:
         rows = [row for row in grouped.get(lane.name, []) if row["tap"] in PROJECTION_TAPS]
         part = ledgers.get(key(lane.model, lane.numerics))
         if families.get(lane.reference) != "oracle" or lane.model not in models or part is None or not rows:
             continue
         types = {entry.weight_type for entry in part.entries if entry.role == "projection"}
-        ratios = [row["ratio"] for row in rows]
-        worst = None if None in ratios else max(ratios)
-        for name in types if len(types) == 1 else ():
-            rung = lane.rung("operations")
-            found.setdefault((name, rung.metric if rung else ""), set()).add(
-                (sum(row["compared"] for row in rows), worst)
-            )
-        if len(types) != 1:
-            return
+        rung = lane.rung("operations")
+        metric = rung.metric if rung is not None and rung.metric.startswith("max") else ""
+        if len(types) > 1:
+            mixed |= types
+        for name in types:
+            found.setdefault(name, []).append((rows, metric))
     for i, accuracy in enumerate(view.receipt.accuracy):
-        known = found.get((accuracy.weight_type, accuracy.metric), set())
-        same = [worst for compared, worst in known if compared == accuracy.compared]
-        if known and not any(worst is None or worst == accuracy.measured for worst in same):
-            yield f"accuracy[{i}]", f"no lane compared {accuracy.compared} values and found {accuracy.measured:g}"
+        if not found or accuracy.weight_type in mixed:
+            continue
+        if not any(_accuracy_of(accuracy, rows, metric) for rows, metric in found.get(accuracy.weight_type, [])):
+            said = f"{accuracy.measured:g} of {accuracy.limit:g} in {accuracy.compared} values"
+            yield f"accuracy[{i}]", f"no lane found {said} by {accuracy.metric!r:.60}"
+
+
+def _accuracy_of(accuracy: Accuracy, rows: list[Row], metric: str) -> bool:
+    """Whether these rows are what a kernel's accuracy sums up; a rung that measured something else names no metric."""
+    ratios = [row["ratio"] for row in rows]
+    measured = None in ratios or max(ratios) == accuracy.measured
+    judged = {row["limit"] for row in rows} == {accuracy.limit} and metric in ("", accuracy.metric)
+    return measured and judged and sum(row["compared"] for row in rows) == accuracy.compared
 
 
 @rule("tables.located", "The located operation is a row of the table that failed, with the same numbers and positions.")
