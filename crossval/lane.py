@@ -28,6 +28,7 @@ from reference.runner import (
     Request,
     Runner,
     RunnerInfo,
+    tap_order,
 )
 
 Row = dict[str, Any]
@@ -189,7 +190,8 @@ class Lane:
         """Run the reference, and believe nothing: an answer to another question is no answer.
 
         Raises:
-            ReferenceFailedError: It evaluated or generated ids that it was not asked for, or that do not exist.
+            ReferenceFailedError: It evaluated or generated ids that it was not asked for, or that do not exist, or
+                shows operations that the model does not have.
             ShapeMismatchError: Its logits do not have a row for every position, as wide as the vocabulary.
         """
         seen, n_vocab = self.reference.run(request), self.engine.model.config.n_vocab
@@ -197,6 +199,8 @@ class Lane:
             raise ReferenceFailedError("it evaluated other ids than it was asked to")
         if bad := [i for i in seen.generated if not 0 <= i < n_vocab]:
             raise ReferenceFailedError(f"it generated token {bad[0]} from a vocabulary of {n_vocab}")
+        if other := sorted(seen.taps.keys() - set(tap_order(self.engine.model.config.n_layer))):
+            raise ReferenceFailedError(f"it shows {other[0][0]} of layer {other[0][1]}, which the model does not have")
         shape = (len(request.ids) + max(request.n_greedy - 1, 0), n_vocab)
         if seen.logits.shape != shape:
             raise ShapeMismatchError(f"ours has shape {list(shape)}, theirs {list(seen.logits.shape)}")

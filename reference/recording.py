@@ -16,6 +16,7 @@ import math
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from reference.manifest import RecordedRun, parse
 from reference.runner import (
     Float32,
     Observation,
@@ -31,7 +33,6 @@ from reference.runner import (
     Rows,
     Runner,
     RunnerInfo,
-    TapKey,
     describe,
     span,
 )
@@ -40,6 +41,18 @@ SCHEMA = "bitnet-crossval/recording/1"
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST = 64 << 20
 _MAX_ARRAY = 1 << 34
+#: What zip, JSON and numpy say of bytes that are damaged, encrypted or of no kind they know.
+_UNREADABLE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _Asked = tuple[tuple[int, ...], int, bool]
 _Text = tuple[str, bool, bool]
 
@@ -174,7 +187,7 @@ class Recording:
             raise self._damaged(str(error)) from error
         try:
             self._read(json.loads(self._member(_MANIFEST, _MAX_MANIFEST)))
-        except (KeyError, TypeError, ValueError, RecursionError, OSError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             self._archive.close()
             raise self._damaged(str(error)) from error
 
@@ -183,11 +196,10 @@ class Recording:
             raise ValueError(f"its schema is {manifest['schema']!r}, not {SCHEMA!r}")
         if manifest["digest"] != _digest(manifest):
             raise ValueError("its manifest was changed after it was written")
-        was = RunnerInfo(**manifest["runner"])
-        self.info = replace(was, obtained="recorded")
-        self._runs = {(tuple(run["ids"]), run["n_batch"], run["taps_asked"]): run for run in manifest["runs"]}
-        self._texts = {(text, special, parsed): tuple(ids) for text, special, parsed, ids in manifest["texts"]}
-        self._weights: dict[str, str] = dict(manifest["weights"])
+        held = parse(manifest)
+        self.info = replace(held.info, obtained="recorded")
+        self._runs: dict[_Asked, RecordedRun] = {(run.ids, run.n_batch, run.taps_asked): run for run in held.runs}
+        self._texts, self._weights = held.texts, held.weights
 
     def __enter__(self) -> Recording:
         return self
@@ -198,7 +210,7 @@ class Recording:
     def rungs(self) -> frozenset[str]:
         """Rungs of the ladder that the file has answers for."""
         lacking = {"tokens": not self._texts, "weights": not self._weights}
-        lacking["operations"] = not any(run["taps"] for run in self._runs.values())
+        lacking["operations"] = not any(run.taps for run in self._runs.values())
         every = ("identity", "tokens", "weights", "operations", "logits", "decode", "greedy", "quality")
         return frozenset(rung for rung in every if not lacking.get(rung, False))
 
@@ -210,20 +222,18 @@ class Recording:
         """
         run = None if request.lock is not None else self._runs.get(_asked(request))
         run = run or (None if request.lock is not None else self._runs.get((*_asked(request)[:2], True)))
-        if run is None or len(run["generated"]) < request.n_greedy:
+        if run is None or len(run.generated) < request.n_greedy:
             what = "on locked inputs" if request.lock is not None else f"of {len(request.ids)} ids"
             raise ReferenceUnavailableError(
                 f"{self._path.name} does not hold the computation {what} that is asked for",
                 remedy=f"it holds {len(self._runs)}, of other ids or in other batches; record this one too",
             )
-        generated = tuple(run["generated"][: request.n_greedy])
+        generated = run.generated[: request.n_greedy]
         first = len(request.ids) - 1 if request.last_only else 0
         n = len(request.ids) + max(request.n_greedy - 1, 0)
-        taps: dict[TapKey, Float32] = {}
-        if request.taps:
-            taps = {(str(tap), int(layer)): self._array(key) for tap, layer, key in run["taps"]}
+        taps = {key: self._array(value) for key, value in run.taps.items()} if request.taps else {}
         return Observation(
-            ids=(*request.ids, *generated), logits=self._array(run["logits"])[first:n], generated=generated, taps=taps
+            ids=(*request.ids, *generated), logits=self._array(run.logits)[first:n], generated=generated, taps=taps
         )
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> tuple[int, ...]:
@@ -255,8 +265,8 @@ class Recording:
         name = f"arrays/{key}.npy"
         try:
             array = np.load(io.BytesIO(self._member(name, _MAX_ARRAY)), allow_pickle=False)
-        except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise self._damaged(str(error)) from error
+        except _UNREADABLE as error:
+            raise self._damaged(f"{name}: {error}") from error
         if array.dtype != np.dtype("<f4") or array.ndim != 2 or not math.prod(array.shape) or _sha256(array) != key:
             raise self._damaged(f"{name} is not what its name says")
         values: Float32 = array

@@ -98,6 +98,11 @@ def test_a_death_is_not_remembered_as_an_answer():
     [
         (liars.ids_of_another_answer, ReferenceFailedError, "evaluated other ids"),
         (liars.token_that_does_not_exist, ReferenceFailedError, "token 1000000000"),
+        (
+            lambda _, s: replace(s, taps={("q", 99): s.logits}),
+            ReferenceFailedError,
+            "q of layer 99, which the model does not have",
+        ),
         (liars.narrow_logits, ShapeMismatchError, r"\[6, 512\], theirs \[6, 511\]"),
         (liars.zero_rows, ShapeMismatchError, r"\[6, 512\], theirs \[0, 512\]"),
         (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reference.oracle import Oracle
-from reference.recording import Recorder, Recording
+from reference.recording import Recorder, Recording, _digest
 from reference.runner import Observation, ReferenceUnavailableError, Request, Runner, RunnerInfo
 
 IDS = (1, 2, 3, 4)
@@ -154,6 +154,43 @@ def test_a_changed_manifest_is_refused(path, change, why):
     rewritten(path, change)
     with pytest.raises(ReferenceUnavailableError, match=why):
         Recording(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda m: m["runner"].update(name=5), "runner.name is no text"),
+        (lambda m: [run.update(generated=None) for run in m["runs"]], r"runs\[0\].generated is no list"),
+        (lambda m: [run.pop("logits") for run in m["runs"]], r"runs\[0\].logits is missing"),
+        (lambda m: m.update(runs=None), "runs is no list"),
+    ],
+)
+def test_odd_content_is_refused_though_its_digest_is_right(path, change, why):
+    def sealed(parts):
+        manifest = json.loads(parts["manifest.json"])
+        change(manifest)
+        parts["manifest.json"] = json.dumps(manifest | {"digest": _digest(manifest)}).encode()
+
+    rewritten(path, sealed)
+    with pytest.raises(ReferenceUnavailableError, match=f"a.recording cannot be replayed: {why}"):
+        Recording(path)
+
+
+def test_an_archive_that_is_damaged_inside_is_refused(path):
+    data = bytearray(path.read_bytes())
+    for name, refused in ((b"manifest.json", 0), (b"arrays/", 0)):
+        for kind in (0x01, 0x40):  # encrypted; compressed in an unknown way is in the next field
+            broken = bytearray(data)
+            at = broken.find(b"PK\x01\x02")
+            while at >= 0:
+                if broken[at + 46 :].startswith(name):
+                    broken[at + (8 if kind == 1 else 10)] |= kind
+                at = broken.find(b"PK\x01\x02", at + 4)
+            path.write_bytes(broken)
+            with pytest.raises(ReferenceUnavailableError, match="cannot be replayed"), Recording(path) as replay:
+                replay.run(Request(ids=IDS))
+            refused += 1
+        assert refused == 2
 
 
 def swap(parts):
