@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from receipts.lanes import UNWATCHED
 from receipts.running import WINDOW
 from reference.runner import LOG_PROBABILITY_ERROR
 
@@ -47,6 +48,12 @@ LARGEST_UNSHOWN = Envelope(
     metric="max|error| / max|reference|",
     limit=5e-2,
     reason="one flipped rounding of an input moves a value by 1e-3 to 1e-2; how much, is measured",
+)
+
+SAME_UNWATCHED = Envelope(
+    metric=UNWATCHED,
+    limit=0.0,
+    reason="the engine gives the same bits however it is run, or those that are watched are not the ones it computes",
 )
 
 INTEGER_SUMS = Envelope(

@@ -22,6 +22,7 @@ from crossval.metrics import Difference, Float32, difference, histogram
 from crossval.replay import Replay
 from crossval.self_check import self_check
 from crossval.vote import Witness, vote
+from crossval.watched import otherwise_unwatched
 from receipts.record import Located, Rung, Vote
 from reference.recorded import Recorded
 from reference.runner import (
@@ -65,9 +66,14 @@ class _Walk:
 
 
 def check_operations(lane: Lane) -> Rung:
-    """Every captured operation of the first and the longest prompt, in a batch and one token at a time."""
+    """Every captured operation of the first and the longest prompt, in a batch and one token at a time.
+
+    First of all the engine must be itself when it is watched.
+    """
     if not lane.cases:
         return Rung(name="operations", outcome="inconclusive", why="there is no prompt to evaluate")
+    if (contradiction := otherwise_unwatched(lane, _requests(lane))) is not None:
+        return contradiction
     checked, refused = 0, ""
     worst, worst_at = 0.0, ""
     unequal = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from receipts.lanes import RUNGS, Lane, Rung, blamed, climb, lane_outcome
+from receipts.lanes import RUNGS, UNWATCHED, Lane, Rung, blamed, climb, lane_outcome
 from receipts.rule import Finding, View, key, rule
 
 #: Rungs that the engine has to compute something for.
@@ -114,11 +114,16 @@ def lanes_located(view: View) -> Iterator[Finding]:
     for path, lane in _lanes(view):
         found, rung = lane.located, lane.rung("operations")
         if found is None:
-            if rung is not None and rung.outcome == "fail" and rung.metric:
+            if rung is not None and rung.outcome == "fail" and rung.metric not in ("", UNWATCHED):
                 yield f"{path}.located", "operations were measured and failed, but none is located"
             continue
         if not _failed(lane) or rung is None or rung.outcome == "pass":
             yield f"{path}.located", "an operation is located, but no rung failed, or not for its operations"
+        elif rung.metric == UNWATCHED:
+            yield (
+                f"{path}.located",
+                "an operation is located, but the engine's are not those that it computes unwatched",
+            )
         elif found.integer and rung.metric.startswith("max"):
             yield f"{path}.located.integer", f"integers are wrong, but the rung measured {rung.metric!r:.60}"
         allowed = 0.0 if found.integer else found.limit * found.max_abs_ref

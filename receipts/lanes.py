@@ -20,6 +20,8 @@ Side = Literal["engine", "reference"]
 ENGINE = "bitnet"
 #: The ladder, in order; each rung gates the next.
 RUNGS: tuple[RungName, ...] = get_args(RungName)
+#: Metric of an operations rung on which the engine contradicts itself, so that nothing was compared with a reference.
+UNWATCHED = "positions whose logits differ when operations are watched"
 #: Every way a check can end. Only the first counts as a pass.
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -259,7 +261,12 @@ def climb(rungs: Sequence[Rung], required_rungs: Collection[str] = ()) -> RungNa
 
 
 def blamed(rungs: Sequence[Rung], votes: Sequence[Vote], reference: str) -> Side | None:
-    """Whom the first vote with an odd one names; nobody where no rung failed, or another witness is odd."""
+    """Whom the first vote with an odd one names; nobody where no rung failed, or another witness is odd.
+
+    An engine that contradicts itself needs no vote.
+    """
+    if any(rung.outcome == "fail" and rung.metric == UNWATCHED for rung in rungs):
+        return "engine"
     failed = any(rung.outcome == "fail" for rung in rungs)
     odd = next((vote.odd for vote in votes if vote.odd), None) if failed else None
     return "reference" if odd == reference else "engine" if odd == ENGINE else None

@@ -83,7 +83,7 @@ KINDS = ("none", "f16", "bf16", "int8_token")
 def test_every_limit_gives_its_reason():
     made = [f(a, 0.0) for f in (envelope.logits_median, envelope.logits_running) for a in KINDS]
     named = [value for value in vars(envelope).values() if isinstance(value, Envelope)]
-    assert len(named) == 8
+    assert len(named) == 9
     of_types = list(envelope.QUANTISED_PRODUCT.values())
     assert all(len(limit.reason.split()) >= 5 and limit.metric for limit in made + named + of_types)
 
