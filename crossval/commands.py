@@ -65,14 +65,30 @@ def options_of(
     recording: list[Path] | None = None,
     **more: Any,  # further fields
 ) -> Options:
-    """What to run, from what the commands share."""
+    """What to run, from what the commands share.
+
+    Raises:
+        UsageError: The place for the result cannot have it: known before minutes of work for it.
+    """
     from crossval.live import Live
     from crossval.run import Options
 
+    if "receipt" in more:
+        _check_place(more["receipt"])
     live = Live(hf=hf_wanted(hf), bitnet_cpp=bitnet_cpp, recordings=tuple(recording or ()))
     return Options(
         fixtures=FIXTURES, models=models_of(model), only=only, work=work, n_threads=threads, live=live, **more
     )
+
+
+def _check_place(place: Path) -> None:
+    folder = next(parent for parent in place.absolute().parents if parent.exists())
+    if place.exists() and not place.is_file():
+        raise UsageError("is no file that could be replaced", where=place, remedy="name another place")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"{folder} cannot be written to", where=place, remedy="check its rights, or name another place"
+        )
 
 
 def mark(lane: Lane) -> str:

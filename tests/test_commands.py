@@ -1,5 +1,7 @@
 """`python -m crossval record` and `quality`, as they are called."""
 
+import os
+
 import golden_models
 import pytest
 from typer.testing import CliRunner
@@ -54,3 +56,20 @@ def test_models_are_those_named_or_the_variable(monkeypatch, tmp_path):
 @pytest.mark.parametrize("asked", [True, False])
 def test_transformers_is_asked_as_told(asked):
     assert commands.hf_wanted(asked) is asked
+
+
+@pytest.mark.parametrize("command", [("run", "--receipt"), ("record",)])
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a file for a folder"])
+def test_a_place_that_cannot_have_the_result_is_refused_before_the_work(tmp_path, monkeypatch, command, kind):
+    place = tmp_path / "there"
+    if kind == "a folder":
+        place.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text("")
+        place /= "result.json"
+    monkeypatch.setattr("crossval.run.Run.plan", lambda _: pytest.fail("the work was begun"))
+    done = call(*command, place, "--only", "oracle", "--no-hf")
+    assert isinstance(done.exception, UsageError), done.output
+    assert done.exception.where == str(place)
