@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from bitnet.bitnet_model import BitNetModel
-from bitnet.errors import TokenizerError
+from bitnet.errors import BitNetError, ResourceLimitError, TokenizerError
 from bitnet.kernels.bandwidth import measure
 from bitnet.linear import TernaryMatrix
 from crossval import envelope
@@ -155,10 +155,16 @@ def ledger_record(name: str, model: BitNetModel) -> r.Ledger:
 
 
 def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
-    """A prompt and what the engine makes of it."""
-    seen = engine.run(Request(ids=case.ids, n_greedy=case.n_greedy))
+    """A prompt and what the engine makes of it; where that is not numbers, no tokens."""
+    try:
+        seen = engine.run(Request(ids=case.ids, n_greedy=case.n_greedy))
+    except ResourceLimitError:
+        raise
+    except BitNetError:  # of which token to choose: a rung says why
+        seen = engine.run(Request(ids=case.ids))
     last = seen.logits[len(case.ids) - 1]
     likely = best(last, TOP_K)
+    finite = np.isfinite(last[list(likely)]).all()
     return r.Case(
         name=case.name,
         model=name,
@@ -167,7 +173,9 @@ def case_record(name: str, engine: EngineRunner, case: Case) -> r.Case:
         logits_sha256=logits_digest(seen.logits),
         logits_shape=seen.logits.shape,
         generated_ids=seen.generated,
-        top_k=(r.TopK(position=len(case.ids) - 1, ids=likely, logits=tuple(float(last[i]) for i in likely)),),
+        top_k=(r.TopK(position=len(case.ids) - 1, ids=likely, logits=tuple(float(last[i]) for i in likely)),)
+        if finite
+        else (),
         numerics=engine.model.network.numerics.to_dict(),
     )
 

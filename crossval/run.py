@@ -194,7 +194,8 @@ class Run:
         record = self._record(lane.plan, lane, rungs, name)
         if lane.plan.as_default:
             self.evidence.accuracy += evidence.accuracy_records(lane.engine, lane.operations)
-        if self.options.measure and lane.cases and not any(rung.outcome == "error" for rung in rungs):
+        chose = any(self.evidence.cases[_case_key(name, lane, case)].generated_ids for case in lane.cases)
+        if self.options.measure and chose and not any(rung.outcome == "error" for rung in rungs):
             self._measure(lane.plan, lane)
         self.watch(lane, record)
         return record
@@ -319,7 +320,7 @@ class Run:
         for name, rows in e.tables.items():
             rows += evidence.token_rows(lane) if name == "tokens" else getattr(lane, name)
         for case in lane.cases:
-            key = (model, json.dumps(lane.numerics.to_dict()), case.name)
+            key = _case_key(model, lane, case)
             if key not in e.cases:
                 e.cases[key] = evidence.case_record(model, lane.engine, case)
         checks = tuple(
@@ -366,6 +367,10 @@ def _each_once(what: str, names: Sequence[str], where: str) -> None:
         raise UsageError(
             f"two {what} are called {min(twice)!r}", where=where, remedy="rename one, or compare them in turn"
         )
+
+
+def _case_key(model: str, lane: Lane, case: Case) -> tuple[str, str, str]:
+    return model, json.dumps(lane.numerics.to_dict()), case.name
 
 
 def one_of(planned: Sequence[LanePlan], only: str) -> LanePlan:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import golden_models
 import liars
+import numpy as np
 import pytest
 from liars import Liar
 from model_edits import edited, with_tail_scale
@@ -18,6 +19,7 @@ from model_edits import edited, with_tail_scale
 from bitnet import gguf as container
 from bitnet.errors import GGUFError, ModelFileError, ResourceLimitError, UsageError
 from crossval.engine import EngineRunner, source_digest
+from crossval.environment import now
 from crossval.plan import ORACLE_RUNGS, RECORDED_RUNGS
 from crossval.run import Run, run
 from crossval.verdict import exit_code
@@ -407,3 +409,14 @@ def test_llama_cpp_killed_in_the_middle(tmp_path, monkeypatch, rung):
     assert liars.first_fault(receipt.lanes[0]) == (rung, "error")
     assert "killed by signal 9" in receipt.lanes[0].rung(rung).why
     assert exit_code(receipt) == 4
+
+
+def test_a_model_whose_logits_are_no_numbers_fails_and_leaves_a_receipt(tmp_path):
+    huge = {name: np.full(256, 3e38, np.float32) for name in ("blk.1.attn_norm.weight", "output_norm.weight")}
+    model = edited(liars.MODEL, tmp_path / "huge.gguf", tensors=huge)
+    run = Run(liars.options(tmp_path, measure=True), liars.quiet)
+    lane = run.climb(liars.plan(lambda: liars.Liar(model), model=model))
+    assert lane.outcome == "fail"
+    written = run.receipt(now(), 1.0)
+    assert {case.generated_ids for case in written.cases} == {()}
+    assert verify(run.options.receipt, gate=False).failures == ()
