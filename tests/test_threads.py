@@ -111,6 +111,9 @@ def test_an_interrupt_before_a_pass_begins_leaves_a_model_that_can_be_used(monke
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # psutil's files
 def test_interrupts_at_any_moment_leave_a_model_that_can_be_used():
     """In the main thread, where Python raises them between any two instructions."""
     model = bitnet.load(MODEL, n_threads=2)

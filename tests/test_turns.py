@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 
+from bitnet import turns as turns_module
 from bitnet.turns import Turns
 
 
@@ -72,72 +75,67 @@ def test_an_error_inside_hands_it_on():
 
 def test_a_waiter_who_is_interrupted_leaves_the_queue(monkeypatch):
     turns = Turns()
-    real = threading.Lock
 
-    class Interrupted:
-        """A ticket whose holder is interrupted while waiting: the first `acquire` is its making."""
-
-        def __init__(self):
-            self.calls = 0
-
-        def acquire(self):
-            self.calls += 1
-            if self.calls == 2:
-                raise KeyboardInterrupt
-
-        def release(self):
-            raise AssertionError("it is not in the queue any more")
-
-    with turns:
-        monkeypatch.setattr("bitnet.turns.Lock", Interrupted)
-        with pytest.raises(KeyboardInterrupt), turns:
-            pass
-        monkeypatch.setattr("bitnet.turns.Lock", real)
-    with turns:
-        pass
-
-
-def test_an_interrupt_that_comes_with_the_turn_hands_it_on(monkeypatch):
-    turns = Turns()
-    real = threading.Lock
-
-    class Late:
-        def __init__(self):
-            self.calls = 0
-
-        def acquire(self):
-            self.calls += 1
-            if self.calls == 2:
-                turns.__exit__()  # the holder hands it over, and then
-                raise KeyboardInterrupt
-
-        def release(self):
-            pass
-
-    turns.__enter__()
-    monkeypatch.setattr("bitnet.turns.Lock", Late)
-    with pytest.raises(KeyboardInterrupt), turns:
-        pass
-    monkeypatch.setattr("bitnet.turns.Lock", real)
-    with turns:
-        pass
-
-
-def test_an_interrupt_while_a_free_turn_is_taken_gives_it_back():
-    turns = Turns()
-    guard = turns._guard
-
-    class Interrupted:
-        def __enter__(self):
-            guard.acquire()
-
-        def __exit__(self, *_):
-            guard.release()
-            turns._guard = guard
+    class Interrupted(SimpleQueue):
+        def get(self):
             raise KeyboardInterrupt
 
-    turns._guard = Interrupted()
-    with pytest.raises(KeyboardInterrupt), turns:
-        pass
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with turns:
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    with monkeypatch.context() as patch:
+        patch.setattr("bitnet.turns.SimpleQueue", Interrupted)
+        with pytest.raises(KeyboardInterrupt), turns:
+            pass
+    assert len(turns._queue) == 1
+    done.set()
+    holder.join()
     with turns:
         pass
+
+
+@pytest.mark.parametrize("call", ["__enter__", "__exit__"])
+def test_an_interrupt_at_any_instruction_leaves_a_turn_that_others_get(call):
+    """Raised before each of the instructions that take or give back a turn, as signals are."""
+    n, left = 0, True
+    while left:
+        turns, n = Turns(), n + 1
+        count = [n]
+
+        def interrupt(frame, event, _, count=count):
+            if frame.f_code.co_filename == turns_module.__file__:
+                frame.f_trace_opcodes = True
+                if event == "opcode":
+                    count[0] -= 1
+                    if count[0] == 0:
+                        raise KeyboardInterrupt
+            return interrupt
+
+        if call == "__exit__":
+            turns.__enter__()
+        sys.settrace(interrupt)
+        try:
+            getattr(turns, call)(*([None] * 3 if call == "__exit__" else []))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        left = count[0] <= 0
+        if call == "__enter__" and not left:
+            turns.__exit__()
+        got = threading.Event()
+        other = threading.Thread(target=lambda: (turns.__enter__(), got.set(), turns.__exit__()), daemon=True)  # noqa: B023  # joined below
+        other.start()
+        if not got.wait(0.2):
+            with turns:  # who was interrupted before the first instruction gives it back when it asks again
+                pass
+        assert got.wait(60), n
+        other.join()
+    assert n > 20
